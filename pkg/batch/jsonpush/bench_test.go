@@ -1,0 +1,78 @@
+package jsonpush_test
+
+import (
+	"bytes"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"pganalytics/pkg/batch/jsonpush"
+)
+
+// BenchmarkDecode reports what one row costs from body to sealed batch.
+func BenchmarkDecode(b *testing.B) {
+	cat := families(b)
+	base := now.Add(-time.Minute).UTC()
+	for name, bench := range map[string]struct {
+		rows int
+		body string
+	}{
+		"narrow":         {1000, body([]string{rowsOf("narrow", []string{"v"}, 1000, false, base)})},
+		"narrow_with_id": {1000, body([]string{rowsOf("narrow", []string{"v"}, 1000, false, base)}, batchID(now))},
+		"narrow_timed":   {1000, body([]string{rowsOf("narrow", []string{"v"}, 1000, true, base)}, batchID(now))},
+		"wide":           {250, body([]string{rowsOf("wide", wideColumns(), 250, false, base)})},
+		"wide_objects":   {250, body([]string{objectsOf("wide", wideColumns(), 250)})},
+	} {
+		b.Run(name, func(b *testing.B) {
+			data := []byte(bench.body)
+			b.SetBytes(int64(len(data)))
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, _, err := jsonpush.Decode(bytes.NewReader(data), collector, cat, jsonpush.DefaultLimits(), now); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(bench.rows), "ns/row")
+		})
+	}
+}
+
+func rowsOf(family string, columns []string, rows int, timed bool, base time.Time) string {
+	var b strings.Builder
+	if timed {
+		columns = append([]string{"time"}, columns...)
+	}
+	fmt.Fprintf(&b, `{"type": %q, "columns": %s, "rows": [`, family, encode(columns))
+	for i := range rows {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		b.WriteByte('[')
+		for j := range columns {
+			if j > 0 {
+				b.WriteByte(',')
+			}
+			if timed && j == 0 {
+				fmt.Fprintf(&b, "%q", base.Add(time.Duration(i)*time.Millisecond).Format(time.RFC3339Nano))
+			} else {
+				fmt.Fprintf(&b, "%d", 1_000_000+i*7919+j*104729)
+			}
+		}
+		b.WriteByte(']')
+	}
+	b.WriteString("]}")
+	return b.String()
+}
+
+func objectsOf(family string, columns []string, rows int) string {
+	list := make([]string, rows)
+	for i := range list {
+		values := make([]string, len(columns))
+		for j, c := range columns {
+			values[j] = fmt.Sprintf("%q:%d", c, 1_000_000+i*7919+j*104729)
+		}
+		list[i] = "{" + strings.Join(values, ",") + "}"
+	}
+	return fmt.Sprintf(`{"type": %q, "rows": [%s]}`, family, strings.Join(list, ","))
+}

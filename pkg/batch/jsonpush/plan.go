@@ -1,0 +1,262 @@
+package jsonpush
+
+import (
+	"bytes"
+	"encoding/binary"
+	"slices"
+
+	"github.com/google/uuid"
+
+	"pganalytics/pkg/batch"
+	"pganalytics/pkg/catalogue"
+)
+
+// timeColumn is the name under which rows bring their own time. No family has
+// a column of this name.
+const timeColumn = "time"
+
+// field says how the values at one place of a row are encoded.
+type field struct {
+	name    string
+	typ     catalogue.Type
+	isTime  bool // the row's time, which leads the tuple instead of standing here
+	notNull bool
+	maxText int
+}
+
+// plan says how the rows of one item are encoded. It is made once per item.
+type plan struct {
+	fields  []field
+	columns []batch.Column // fields without the time
+	timeAt  int            // position of the time in fields, -1 when rows have none
+	byName  bool           // rows are objects
+}
+
+// planOf returns the plan for rows that are arrays, whose columns are named by
+// a raw JSON array. The position is that of the faulty name, -1 when the fault
+// is not in one name.
+func planOf(family *catalogue.Family, raw []byte, lim *Limits) (*plan, int, *problem) {
+	p := &plan{timeAt: -1}
+	names := walk(raw)
+	for i := 0; ; i++ {
+		quoted, ok := names.next()
+		if !ok {
+			break
+		}
+		if kindOf(quoted) != kindString {
+			return nil, i, columnsInvalid
+		}
+		name := text(quoted)
+		f, ok := fieldOf(family, name, lim)
+		if !ok {
+			return nil, i, columnUnknown
+		}
+		if slices.ContainsFunc(p.fields, func(other field) bool { return other.name == f.name }) {
+			return nil, i, columnTwice
+		}
+		p.add(f)
+	}
+	if len(p.columns) == 0 {
+		return nil, -1, columnsInvalid
+	}
+	for _, key := range family.Key {
+		if !slices.ContainsFunc(p.columns, func(c batch.Column) bool { return c.Name == key }) {
+			return nil, -1, keyMissing
+		}
+	}
+	return p, 0, nil
+}
+
+// planByName returns the plan for rows that are objects: all columns of the
+// family, because which of them the rows name is not known before the last row.
+func planByName(family *catalogue.Family, lim *Limits) *plan {
+	p := &plan{timeAt: -1, byName: true}
+	p.add(field{name: timeColumn, isTime: true})
+	for i := range family.Columns {
+		f, _ := fieldOf(family, []byte(family.Columns[i].Name), lim)
+		p.add(f)
+	}
+	return p
+}
+
+func fieldOf(family *catalogue.Family, name []byte, lim *Limits) (field, bool) {
+	if string(name) == timeColumn {
+		return field{name: timeColumn, isTime: true}, true
+	}
+	i, ok := family.Column(string(name))
+	if !ok {
+		return field{}, false
+	}
+	c := &family.Columns[i]
+	f := field{name: c.Name, typ: c.Type, notNull: c.NotNull, maxText: lim.MaxTextBytes}
+	if slices.Contains(family.Key, c.Name) {
+		f.notNull, f.maxText = true, min(f.maxText, maxKeyBytes)
+	}
+	return f, true
+}
+
+func (p *plan) add(f field) {
+	if f.isTime {
+		p.timeAt = len(p.fields)
+	} else {
+		p.columns = append(p.columns, batch.Column{Name: f.name, Type: f.typ})
+	}
+	p.fields = append(p.fields, f)
+}
+
+// find returns the position of the named field. Rows name their columns in the
+// same order as a rule, so the search begins where the last name was found.
+func (p *plan) find(name []byte, from int) (int, bool) {
+	for range p.fields {
+		if from == len(p.fields) {
+			from = 0
+		}
+		if p.fields[from].name == string(name) {
+			return from, true
+		}
+		from++
+	}
+	return 0, false
+}
+
+// append appends a raw JSON value as the field's value.
+func (f *field) append(dst, raw []byte) ([]byte, *problem) {
+	k := kindOf(raw)
+	if k == kindNull {
+		if f.notNull {
+			return dst, valueNull
+		}
+		return batch.AppendNull(dst), nil
+	}
+	switch f.typ {
+	case catalogue.SmallInt, catalogue.Integer, catalogue.BigInt:
+		return f.appendInt(dst, raw, k)
+	case catalogue.Real, catalogue.DoublePrecision:
+		return f.appendFloat(dst, raw, k)
+	case catalogue.Boolean:
+		if k != kindTrue && k != kindFalse {
+			return dst, valueType
+		}
+		return batch.AppendBool(dst, k == kindTrue), nil
+	}
+	if k != kindString {
+		return dst, valueType
+	}
+	switch f.typ {
+	case catalogue.Text:
+		return f.appendText(dst, raw)
+	case catalogue.UUID:
+		id, ok := parseUUID(text(raw))
+		if !ok {
+			return dst, valueUUID
+		}
+		return batch.AppendUUID(dst, id), nil
+	case catalogue.TimestampTZ:
+		us, ok := parseTime(text(raw))
+		if !ok {
+			return dst, valueTime
+		}
+		return batch.AppendTime(dst, timeOf(us)), nil
+	}
+	return dst, valueType
+}
+
+func (f *field) appendInt(dst, raw []byte, k kind) ([]byte, *problem) {
+	var n int64
+	var bad *problem
+	switch {
+	case k == kindNumber:
+		n, bad = parseInt(raw)
+	case k == kindString && f.typ == catalogue.BigInt:
+		n, bad = parseIntText(text(raw))
+	default:
+		bad = valueType
+	}
+	if bad != nil {
+		return dst, bad
+	}
+	switch f.typ {
+	case catalogue.SmallInt:
+		if n != int64(int16(n)) {
+			return dst, valueRange
+		}
+		return batch.AppendInt16(dst, int16(n)), nil
+	case catalogue.Integer:
+		if n != int64(int32(n)) {
+			return dst, valueRange
+		}
+		return batch.AppendInt32(dst, int32(n)), nil
+	}
+	return batch.AppendInt64(dst, n), nil
+}
+
+func (f *field) appendFloat(dst, raw []byte, k kind) ([]byte, *problem) {
+	if k != kindNumber {
+		return dst, valueType
+	}
+	if f.typ == catalogue.Real {
+		v, bad := parseFloat(raw, 32)
+		if bad != nil {
+			return dst, bad
+		}
+		return batch.AppendFloat32(dst, float32(v)), nil
+	}
+	v, bad := parseFloat(raw, 64)
+	if bad != nil {
+		return dst, bad
+	}
+	return batch.AppendFloat64(dst, v), nil
+}
+
+func (f *field) appendText(dst, raw []byte) ([]byte, *problem) {
+	if bytes.IndexByte(raw, '\\') < 0 {
+		s := raw[1 : len(raw)-1]
+		if len(s) > f.maxText {
+			return dst, f.textTooLong()
+		}
+		return batch.AppendText(dst, s), nil
+	}
+	// Unescaped in place behind a length that is known only then.
+	start := len(dst)
+	dst = appendUnquoted(append(dst, 0, 0, 0, 0), raw)
+	s := dst[start+4:]
+	switch {
+	case len(s) > f.maxText:
+		return dst, f.textTooLong()
+	case bytes.IndexByte(s, 0) >= 0:
+		return dst, valueNUL
+	}
+	binary.BigEndian.PutUint32(dst[start:], uint32(len(s)))
+	return dst, nil
+}
+
+func (f *field) textTooLong() *problem {
+	if f.maxText == maxKeyBytes {
+		return valueKeyLong
+	}
+	return valueTextLong
+}
+
+// The places of the two fields that lead a tuple, behind its number of fields.
+const (
+	timeOffset   = 2
+	serverOffset = timeOffset + 4 + 8
+)
+
+// stamp writes the server and, unless rows have their own, the time into
+// tuples that were encoded before these were known.
+func stamp(tuples []byte, serverID uuid.UUID, us int64, ownTime bool) {
+	for len(tuples) > 0 {
+		fields := int(binary.BigEndian.Uint16(tuples))
+		if !ownTime {
+			batch.AppendTime(tuples[:timeOffset], timeOf(us))
+		}
+		batch.AppendUUID(tuples[:serverOffset], serverID)
+		at := 2
+		for range fields {
+			n := int32(binary.BigEndian.Uint32(tuples[at:]))
+			at += 4 + max(int(n), 0)
+		}
+		tuples = tuples[at:]
+	}
+}

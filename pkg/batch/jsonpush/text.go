@@ -1,0 +1,244 @@
+package jsonpush
+
+import (
+	"bytes"
+	"math"
+	"strconv"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+)
+
+// parseInt returns the value of a raw JSON number that is a whole number. An
+// exponent or a fraction of zeros is allowed (1e3, 10.0), since some senders
+// know only floating point; the value is taken exactly, never rounded.
+func parseInt(raw []byte) (int64, *problem) {
+	digits := raw
+	if raw[0] == '-' {
+		digits = raw[1:]
+	}
+	if len(digits) > 18 { // 18 digits always fit
+		return parseDecimal(raw)
+	}
+	n := int64(0)
+	for _, c := range digits {
+		if c < '0' || c > '9' {
+			return parseDecimal(raw)
+		}
+		n = n*10 + int64(c-'0')
+	}
+	if len(digits) < len(raw) {
+		n = -n
+	}
+	return n, nil
+}
+
+// parseDecimal is parseInt for numbers with a fraction, an exponent or many
+// digits: the digits without their trailing zeros, times a power of ten.
+func parseDecimal(raw []byte) (int64, *problem) {
+	negative := raw[0] == '-'
+	if negative {
+		raw = raw[1:]
+	}
+	exponent := int64(0)
+	if i := bytes.IndexAny(raw, "eE"); i >= 0 {
+		exponent = parseExponent(raw[i+1:])
+		raw = raw[:i]
+	}
+	whole, fraction, _ := bytes.Cut(raw, []byte("."))
+	exponent -= int64(len(fraction))
+	digits := append(append(make([]byte, 0, 32), whole...), fraction...)
+	digits = bytes.TrimLeft(digits, "0")
+	significant := bytes.TrimRight(digits, "0")
+	exponent += int64(len(digits) - len(significant))
+	switch {
+	case len(significant) == 0:
+		return 0, nil
+	case exponent < 0:
+		return 0, valueNotIntegral
+	case int64(len(significant))+exponent > 19:
+		return 0, valueRange
+	}
+	n := uint64(0) // 19 digits fit
+	for _, c := range significant {
+		n = n*10 + uint64(c-'0')
+	}
+	for range exponent {
+		n *= 10
+	}
+	switch {
+	case negative && n <= -math.MinInt64:
+		return -int64(n), nil
+	case !negative && n <= math.MaxInt64:
+		return int64(n), nil
+	}
+	return 0, valueRange
+}
+
+// parseExponent stops counting far beyond any exponent that a body has room to
+// make up for with zeros.
+func parseExponent(raw []byte) int64 {
+	n := int64(0)
+	for _, c := range raw {
+		if '0' <= c && c <= '9' && n < math.MaxInt64/100 {
+			n = n*10 + int64(c-'0')
+		}
+	}
+	if raw[0] == '-' {
+		return -n
+	}
+	return n
+}
+
+// parseIntText returns the value of an integer sent as a string: an optional
+// minus and decimal digits, nothing else.
+func parseIntText(s []byte) (int64, *problem) {
+	digits := bytes.TrimPrefix(s, []byte("-"))
+	if len(digits) == 0 || len(digits) > 19 {
+		return 0, valueNotIntegral
+	}
+	for _, c := range digits {
+		if c < '0' || c > '9' {
+			return 0, valueNotIntegral
+		}
+	}
+	return parseInt(s)
+}
+
+// parseFloat returns the value of a raw JSON number, rounded to bits.
+func parseFloat(raw []byte, bits int) (float64, *problem) {
+	if len(raw) <= 15 && raw[0] != '-' { // 15 digits are exact in a float64
+		n := int64(0)
+		for i, c := range raw {
+			if c < '0' || c > '9' {
+				break
+			}
+			n = n*10 + int64(c-'0')
+			if i == len(raw)-1 {
+				return float64(n), nil
+			}
+		}
+	}
+	v, err := strconv.ParseFloat(string(raw), bits)
+	if err != nil { // the grammar is right, so it can only be too large
+		return 0, valueRange
+	}
+	return v, nil
+}
+
+// parseTime returns the time of an RFC 3339 text in microseconds since 1970;
+// further digits are cut off, more than nine refused. Leap seconds are refused:
+// no clock that a server runs on shows them. Every time that the format can
+// express lies within PostgreSQL's range.
+func parseTime(s []byte) (int64, bool) {
+	if len(s) < len("2006-01-02T15:04:05Z") || len(s) > len("2006-01-02T15:04:05.999999999+00:00") ||
+		s[4] != '-' || s[7] != '-' || s[10]|0x20 != 't' || s[13] != ':' || s[16] != ':' {
+		return 0, false
+	}
+	var bad bool
+	two := func(i int) int {
+		a, b := s[i]-'0', s[i+1]-'0'
+		bad = bad || a > 9 || b > 9
+		return int(a)*10 + int(b)
+	}
+	year, month, day := two(0)*100+two(2), two(5), two(8)
+	hour, minute, second := two(11), two(14), two(17)
+	if bad || month < 1 || month > 12 || day < 1 || day > daysIn(year, month) || hour > 23 || minute > 59 || second > 59 {
+		return 0, false
+	}
+	us := ((daysSince1970(year, month, day)*24+int64(hour))*60+int64(minute))*60 + int64(second)
+	us *= 1_000_000
+	i := 19
+	if s[i] == '.' {
+		unit := int64(100_000)
+		for i++; i < len(s) && s[i]-'0' <= 9; i++ {
+			us += int64(s[i]-'0') * unit
+			unit /= 10
+		}
+		if i == 20 || i > 29 {
+			return 0, false
+		}
+	}
+	switch zone := s[i:]; {
+	case len(zone) == 1 && zone[0]|0x20 == 'z':
+		return us, true
+	case len(zone) == 6 && (zone[0] == '+' || zone[0] == '-') && zone[3] == ':':
+		hours, minutes := two(i+1), two(i+4)
+		if bad || hours > 23 || minutes > 59 {
+			return 0, false
+		}
+		offset := int64(hours*60+minutes) * 60_000_000
+		if zone[0] == '+' {
+			offset = -offset
+		}
+		return us + offset, true
+	}
+	return 0, false
+}
+
+func daysIn(year, month int) int {
+	if month == 2 && year%4 == 0 && (year%100 != 0 || year%400 == 0) {
+		return 29
+	}
+	return [...]int{31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31}[month-1]
+}
+
+// daysSince1970 counts the days of the proleptic Gregorian calendar, with years
+// that begin in March so that the leap day is a year's last.
+func daysSince1970(year, month, day int) int64 {
+	if month <= 2 {
+		year--
+	}
+	era := year / 400
+	if year < 0 {
+		era = -1 // January and February of year 0
+	}
+	yearOfEra := year - era*400
+	dayOfYear := (153*((month+9)%12)+2)/5 + day - 1
+	dayOfEra := yearOfEra*365 + yearOfEra/4 - yearOfEra/100 + dayOfYear
+	const daysTo1970 = 719_468 // from 1 March of year 0
+	return int64(era)*146_097 + int64(dayOfEra) - daysTo1970
+}
+
+// parseUUID returns the UUID of its canonical text: 32 hexadecimal digits in
+// five groups.
+func parseUUID(s []byte) (uuid.UUID, bool) {
+	if len(s) != 36 {
+		return uuid.Nil, false
+	}
+	id, err := uuid.ParseBytes(s)
+	return id, err == nil
+}
+
+// timeOfUUIDv7 returns the time that a UUIDv7 carries.
+func timeOfUUIDv7(id uuid.UUID) time.Time {
+	ms := int64(id[0])<<40 | int64(id[1])<<32 | int64(id[2])<<24 | int64(id[3])<<16 | int64(id[4])<<8 | int64(id[5])
+	return time.UnixMilli(ms).UTC()
+}
+
+func isUUIDv7(id uuid.UUID) bool { return id.Version() == 7 && id.Variant() == uuid.RFC4122 }
+
+// validName reports whether a text can name a server: 1 to 255 bytes without
+// control characters.
+func validName(name []byte) bool { return len(name) > 0 && validNote(name) }
+
+// validNote is validName for texts that may be empty.
+func validNote(s []byte) bool {
+	if len(s) > maxNameBytes {
+		return false
+	}
+	for len(s) > 0 {
+		r, n := utf8.DecodeRune(s)
+		if unicode.IsControl(r) {
+			return false
+		}
+		s = s[n:]
+	}
+	return true
+}
+
+// validLabel reports whether a text can name a label: letters, digits and
+// underscores, at most 63 bytes, no digit in front.
+func validLabel(name []byte) bool { return printable(name) != "" }

@@ -1,0 +1,142 @@
+// Package catalogue holds the metric families: their columns, keys, lifetimes
+// and the SQL that reads them. It is the single source of truth: tables,
+// validation, encoding and the collector's queries all come from here. It
+// knows neither databases nor the wire.
+package catalogue
+
+import (
+	"fmt"
+	"strings"
+	"time"
+)
+
+// The PostgreSQL major versions that the queries are written for. A newer
+// server gets the newest query of each family.
+const (
+	OldestServer = 13
+	NewestServer = 19
+)
+
+// Scope says how often a family's query runs on one server.
+type Scope uint8
+
+// The scopes.
+const (
+	Instance Scope = iota + 1 // once per server
+	Database                  // once per database
+)
+
+var scopeNames = [...]string{Instance: "instance", Database: "database"}
+
+// String returns the scope's name in the catalogue's files.
+func (s Scope) String() string { return nameOf("scope", scopeNames[:], uint8(s)) }
+
+// ParseScope returns the scope of that name.
+func ParseScope(name string) (Scope, error) {
+	i, err := parseName("scope", scopeNames[:], name)
+	return Scope(i), err
+}
+
+// Kind says what a column's value means.
+type Kind uint8
+
+// The kinds.
+const (
+	Counter Kind = iota + 1 // only grows, until a reset
+	Gauge                   // goes up and down
+	Label                   // identifies or groups
+	Info                    // describes
+)
+
+var kindNames = [...]string{Counter: "counter", Gauge: "gauge", Label: "label", Info: "info"}
+
+// String returns the kind's name in the catalogue's files.
+func (k Kind) String() string { return nameOf("kind", kindNames[:], uint8(k)) }
+
+// ParseKind returns the kind of that name.
+func ParseKind(name string) (Kind, error) {
+	i, err := parseName("kind", kindNames[:], name)
+	return Kind(i), err
+}
+
+func nameOf(what string, names []string, i uint8) string {
+	if i == 0 || int(i) >= len(names) {
+		return fmt.Sprintf("%s(%d)", what, i)
+	}
+	return names[i]
+}
+
+func parseName(what string, names []string, name string) (uint8, error) {
+	for i := 1; i < len(names); i++ {
+		if names[i] == name {
+			return uint8(i), nil
+		}
+	}
+	return 0, fmt.Errorf("unknown %s %q, want one of %s", what, name, strings.Join(names[1:], ", "))
+}
+
+// Column is one column of a family after time and server_id, which every
+// family has and which are not listed.
+type Column struct {
+	Name    string
+	Type    Type
+	Kind    Kind
+	Unit    string
+	Help    string
+	NotNull bool // true for key columns
+}
+
+// Query reads a family from servers of a range of versions.
+type Query struct {
+	MinVersion int    // PostgreSQL major version
+	SQL        string // its result columns are named and typed as the family's, in any order
+}
+
+// Family is one metric family and the table that holds it.
+type Family struct {
+	Name        string
+	Description string
+	Dimension   bool // immutable content stored once by key, not a time series
+	Scope       Scope
+	Interval    time.Duration
+	Retention   time.Duration
+	Chunk       time.Duration // time range of one chunk; zero for a dimension
+	Key         []string      // tells rows of one (server, time) apart; nil: one row per (server, time)
+	ChangedBy   []string      // rows are sent only when one of these changed
+	Columns     []Column
+	Queries     []Query // ascending MinVersion
+
+	columns map[string]int
+}
+
+// Column returns the column's position in Columns, or false.
+func (f *Family) Column(name string) (int, bool) {
+	i, ok := f.columns[name]
+	return i, ok
+}
+
+// Query returns the newest query whose MinVersion is not above major. False
+// means that servers this old do not have the family.
+func (f *Family) Query(major int) (Query, bool) {
+	for i := len(f.Queries) - 1; i >= 0; i-- {
+		if f.Queries[i].MinVersion <= major {
+			return f.Queries[i], true
+		}
+	}
+	return Query{}, false
+}
+
+// Catalogue is a set of families, read-only once loaded.
+type Catalogue struct {
+	families []*Family
+	byName   map[string]*Family
+}
+
+// Family returns the family of that name, or false.
+func (c *Catalogue) Family(name string) (*Family, bool) {
+	f, ok := c.byName[name]
+	return f, ok
+}
+
+// Families returns all families sorted by name. The slice must not be changed.
+func (c *Catalogue) Families() []*Family { return c.families }
