@@ -1,0 +1,184 @@
+package bus
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"pganalytics/pkg/batch"
+)
+
+// DeadLetters keeps the messages that cannot be stored, byte for byte, where
+// people can see, retry or discard them.
+type DeadLetters struct{ bus *Bus }
+
+// DeadLetters returns the dead letters of this installation.
+func (b *Bus) DeadLetters() *DeadLetters { return &DeadLetters{bus: b} }
+
+// Headers of a letter. Times are RFC 3339 with nanoseconds, UTC.
+const (
+	headerCollector   = "Pganalytics-Collector"
+	headerBatch       = "Pganalytics-Batch"
+	headerDigest      = "Pganalytics-Digest"
+	headerReason      = "Pganalytics-Reason"
+	headerDetail      = "Pganalytics-Detail"
+	headerSQLState    = "Pganalytics-Sqlstate"
+	headerSequence    = "Pganalytics-Stream-Sequence"
+	headerIncarnation = "Pganalytics-Stream-Incarnation"
+	headerDelivered   = "Pganalytics-Delivered"
+	headerStoredAt    = "Pganalytics-Stored-At"
+	headerBuriedAt    = "Pganalytics-Buried-At"
+)
+
+// maxHeaderValue in bytes keeps all headers together far below Headroom.
+const maxHeaderValue = 2048
+
+// Bury returns nil once the letter lies on the server's disk, or lay there
+// already: a repeat of the same collector, batch and digest is the same
+// letter, and the first one stays. Only then may the message be acked. Every
+// error is fault.Unavailable; the message must wait, alone.
+func (d *DeadLetters) Bury(ctx context.Context, l batch.Letter) error {
+	if l.Digest == [sha256.Size]byte{} { // nothing could be read from the payload
+		l.Digest = sha256.Sum256(l.Payload)
+	}
+	ctx, done := d.bus.request(ctx)
+	defer done()
+	_, err := d.bus.js.PublishMsg(ctx,
+		&nats.Msg{Subject: d.subject(l), Header: letterHeader(l, time.Now()), Data: l.Payload},
+		jetstream.WithExpectStream(d.bus.names.deadLetters),
+		// "No message on this subject yet". The server would refuse a second
+		// one anyway, but with the same code as it uses for a full stream; to
+		// this condition it answers with a code of its own.
+		jetstream.WithExpectLastSequencePerSubject(0),
+		jetstream.WithRetryAttempts(0))
+	switch apiCode(err) {
+	case jetstream.JSErrCodeStreamWrongLastSequence, jetstream.JSErrCodeStreamWrongLastSequenceConstant:
+		d.bus.metrics.buried.WithLabelValues("repeated").Inc()
+		return nil
+	}
+	if err != nil {
+		d.bus.metrics.buried.WithLabelValues("failed").Inc()
+		return unavailable(fmt.Sprintf("bury message %d as %s", l.Position.Sequence, l.Reason), err)
+	}
+	d.bus.metrics.buried.WithLabelValues("written").Inc()
+	return nil
+}
+
+// subject names the letter. Eight bytes of digest tell apart what comes under
+// one batch id.
+func (d *DeadLetters) subject(l batch.Letter) string {
+	return fmt.Sprintf("%s%s.%s.%x", d.bus.names.dead, l.CollectorID, l.BatchID, l.Digest[:8])
+}
+
+// Count returns the number of letters.
+func (d *DeadLetters) Count(ctx context.Context) (uint64, error) {
+	ctx, done := d.bus.request(ctx)
+	defer done()
+	stream, err := d.bus.js.Stream(ctx, d.bus.names.deadLetters)
+	if err != nil {
+		return 0, unavailable("ask for stream "+d.bus.names.deadLetters, err)
+	}
+	return stream.CachedInfo().State.Msgs, nil
+}
+
+// List returns at most limit letters, oldest first. Its cost is two requests a
+// letter.
+func (d *DeadLetters) List(ctx context.Context, limit int) ([]batch.Letter, error) {
+	var letters []batch.Letter
+	for next := uint64(1); len(letters) < limit; {
+		msg, err := d.from(ctx, next)
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			break
+		}
+		if err != nil {
+			return nil, unavailable(fmt.Sprintf("read letter %d", next), err)
+		}
+		letters = append(letters, letterFrom(msg.Header, msg.Data))
+		next = msg.Sequence + 1
+	}
+	return letters, nil
+}
+
+// from returns the first letter at or after a sequence, so that gaps left by
+// letters that were dealt with cost nothing.
+func (d *DeadLetters) from(ctx context.Context, sequence uint64) (*jetstream.RawStreamMsg, error) {
+	ctx, done := d.bus.request(ctx)
+	defer done()
+	stream, err := d.bus.js.Stream(ctx, d.bus.names.deadLetters)
+	if err != nil {
+		return nil, err
+	}
+	return stream.GetMsg(ctx, sequence, jetstream.WithGetMsgSubject(d.bus.names.dead+">"))
+}
+
+func letterHeader(l batch.Letter, now time.Time) nats.Header {
+	h := nats.Header{}
+	set := func(name, value string) {
+		if value != "" {
+			h.Set(name, singleLine(value))
+		}
+	}
+	set(headerCollector, l.CollectorID.String())
+	set(headerBatch, l.BatchID.String())
+	set(headerDigest, hex.EncodeToString(l.Digest[:]))
+	set(headerReason, l.Reason)
+	set(headerDetail, l.Detail)
+	set(headerSQLState, l.SQLState)
+	set(headerSequence, strconv.FormatUint(l.Position.Sequence, 10))
+	set(headerIncarnation, l.Position.Incarnation)
+	set(headerDelivered, strconv.FormatUint(l.Position.Delivered, 10))
+	set(headerStoredAt, l.Position.StoredAt.UTC().Format(time.RFC3339Nano))
+	set(headerBuriedAt, now.UTC().Format(time.RFC3339Nano))
+	return h
+}
+
+// letterFrom reads what letterHeader wrote. What it cannot read stays zero: a
+// letter with a broken header is still a letter.
+func letterFrom(h nats.Header, payload []byte) batch.Letter {
+	l := batch.Letter{
+		Reason:   h.Get(headerReason),
+		Detail:   h.Get(headerDetail),
+		SQLState: h.Get(headerSQLState),
+		Position: batch.Position{Incarnation: h.Get(headerIncarnation)},
+		Payload:  payload,
+	}
+	l.CollectorID, _ = uuid.Parse(h.Get(headerCollector))
+	l.BatchID, _ = uuid.Parse(h.Get(headerBatch))
+	if digest, err := hex.DecodeString(h.Get(headerDigest)); err == nil && len(digest) == len(l.Digest) {
+		copy(l.Digest[:], digest)
+	}
+	l.Position.Sequence, _ = strconv.ParseUint(h.Get(headerSequence), 10, 64)
+	l.Position.Delivered, _ = strconv.ParseUint(h.Get(headerDelivered), 10, 64)
+	l.Position.StoredAt, _ = time.Parse(time.RFC3339Nano, h.Get(headerStoredAt))
+	return l
+}
+
+// singleLine makes a value fit for a header: database messages have line
+// breaks, and may be as long as the row that they complain about.
+func singleLine(s string) string {
+	s = strings.ToValidUTF8(s, "?")
+	if len(s) > maxHeaderValue {
+		end := maxHeaderValue
+		for !utf8.RuneStart(s[end]) {
+			end--
+		}
+		s = s[:end]
+	}
+	return strings.TrimSpace(strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, s))
+}

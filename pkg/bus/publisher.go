@@ -1,0 +1,62 @@
+package bus
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"pganalytics/pkg/batch"
+)
+
+// Publisher puts batches onto the stream.
+type Publisher struct{ bus *Bus }
+
+// Publisher returns the publisher of this connection.
+func (b *Bus) Publisher() *Publisher { return &Publisher{bus: b} }
+
+// Publish returns nil only after the server has said that the batch lies on
+// its disk; duplicate tells that it lay there before. Every error but
+// fault.TooLarge is fault.Unavailable and leaves the outcome open: the same
+// batch must be sent again, and being the same message it is stored once.
+// Publish never repeats by itself, for the sender has the longer patience and
+// the batch on its disk.
+func (p *Publisher) Publish(ctx context.Context, b *batch.Batch) (duplicate bool, err error) {
+	data, err := b.Marshal()
+	if err != nil {
+		return false, err
+	}
+	begin := time.Now()
+	ack, err := p.publish(ctx, b, data)
+	if err != nil {
+		e, result := classifyPublish(err)
+		p.observe(result, begin)
+		return false, fmt.Errorf("publish batch %s of %d bytes: %w", b.ID, len(data), e)
+	}
+	if ack.Duplicate {
+		p.observe(resultDuplicate, begin)
+	} else {
+		p.observe(resultStored, begin)
+	}
+	return ack.Duplicate, nil
+}
+
+func (p *Publisher) publish(ctx context.Context, b *batch.Batch, data []byte) (*jetstream.PubAck, error) {
+	if int64(len(data)) > p.bus.MaxPayload()-Headroom {
+		return nil, nats.ErrMaxPayload
+	}
+	ctx, done := p.bus.request(ctx)
+	defer done()
+	return p.bus.js.PublishMsg(ctx,
+		&nats.Msg{Subject: p.bus.names.batch + b.CollectorID.String(), Data: data},
+		jetstream.WithMsgID(b.MessageID()),
+		// If another stream has taken over the subject, the server refuses.
+		jetstream.WithExpectStream(p.bus.names.batches),
+		jetstream.WithRetryAttempts(0))
+}
+
+func (p *Publisher) observe(r result, begin time.Time) {
+	p.bus.metrics.publish.WithLabelValues(string(r)).Observe(time.Since(begin).Seconds())
+}
