@@ -1,0 +1,193 @@
+package ingester
+
+import (
+	"context"
+	"crypto/sha256"
+	"time"
+
+	"pganalytics/pkg/batch"
+	"pganalytics/pkg/fault"
+)
+
+// contendedTries bounds the immediate retries of a load that lost a race. A
+// race is won within a few; more of them say that something else is wrong.
+const contendedTries = 20
+
+// storeLoad brings one load to its end:
+//
+//	Load ── ok ──────────────────────────▶ settle: ack, or bury and ack
+//	  │ error
+//	  ├─ probe fails ─▶ pause until it succeeds ─▶ Load again
+//	  ├─ contended ───▶ Load again, a bounded number of times
+//	  ├─ first time ──▶ Load again
+//	  └─ second time ─▶ several messages: each half by itself
+//	                    one message: judge it
+//
+// The error's class is a hint, the probe decides: an error during an outage
+// says nothing about the batch. It returns false when ctx ended in a pause; the
+// load then stays on the stream.
+func (in *Ingester) storeLoad(ctx context.Context, load []*message) bool {
+	failures, contended := 0, 0
+	for {
+		outcomes, err := in.tryLoad(ctx, load)
+		if err == nil {
+			in.settle(ctx, load, outcomes)
+			return true
+		}
+		class := fault.ClassOf(err)
+		in.log.Warn("load", "batches", len(load), "class", class.String(), "err", err)
+		if class == fault.Contended && contended < contendedTries {
+			contended++
+			continue
+		}
+		paused, alive := in.pause(ctx, class)
+		if !alive {
+			return false
+		}
+		if paused {
+			continue
+		}
+		if failures++; failures < 2 {
+			continue
+		}
+		if len(load) == 1 {
+			in.judge(ctx, load[0], err)
+			return true
+		}
+		in.metrics.splits.Inc()
+		half := len(load) / 2
+		return in.storeLoad(ctx, load[:half]) && in.storeLoad(ctx, load[half:])
+	}
+}
+
+// tryLoad runs one transaction. It is finished even when ctx ends: half a
+// second of work is worth more than its repetition after a redelivery.
+func (in *Ingester) tryLoad(ctx context.Context, load []*message) ([]batch.Outcome, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), in.cfg.LoadTimeout)
+	defer cancel()
+	start := time.Now()
+	outcomes, err := in.store.Load(ctx, items(load))
+	in.metrics.load(start, err)
+	return outcomes, err
+}
+
+// pause waits while the store does not commit a probe. paused says whether it
+// had to wait, alive is false when ctx ended meanwhile.
+func (in *Ingester) pause(ctx context.Context, class fault.Class) (paused, alive bool) {
+	wait := newBackoff()
+	for {
+		err := in.probe(ctx)
+		if err == nil {
+			// A lost connection is no fault of the load even when the store is
+			// back by the time of the probe.
+			return paused || class.Verb() == fault.Pause, ctx.Err() == nil
+		}
+		if !paused {
+			paused = true
+			in.metrics.paused.Inc()
+			defer in.metrics.paused.Dec()
+			in.log.Warn("pause: store does not commit", "err", err)
+			defer in.log.Info("resume")
+		}
+		if !wait.sleep(ctx) {
+			return paused, false
+		}
+	}
+}
+
+// probeTimeout bounds one probe; a store that needs longer for one row is away.
+const probeTimeout = 5 * time.Second
+
+func (in *Ingester) probe(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	err := in.store.Probe(ctx)
+	in.metrics.probe(err)
+	return err
+}
+
+// settle acknowledges what a committed load stored and buries what it refused.
+func (in *Ingester) settle(ctx context.Context, load []*message, outcomes []batch.Outcome) {
+	in.suspects.committed()
+	for i, m := range load {
+		in.metrics.outcome(m, outcomes[i])
+		switch outcomes[i] {
+		case batch.Stored, batch.AlreadyStored:
+			in.ack(ctx, m)
+		case batch.Differs, batch.BelowFloor:
+			in.bury(ctx, m, outcomes[i].String(), nil)
+		}
+	}
+}
+
+// judge decides about one message that failed twice alone while the store
+// commits other things.
+func (in *Ingester) judge(ctx context.Context, m *message, err error) {
+	switch fault.ClassOf(err).Verb() {
+	case fault.Bury:
+		in.bury(ctx, m, "data_error", err)
+	case fault.Aside:
+		if in.suspects.failed(m.Sequence, in.cfg.UnknownFor, 1, false) {
+			in.bury(ctx, m, "unknown_schema", err)
+			return
+		}
+		in.setAside(m, err)
+	default:
+		if in.suspects.failed(m.Sequence, in.cfg.UnresolvedFor, in.cfg.UnresolvedTry, true) {
+			in.bury(ctx, m, "unresolved", err)
+			return
+		}
+		in.setAside(m, err)
+	}
+}
+
+// setAside leaves the message to the stream, which hands it out again after
+// AckWait; until then its neighbours pass.
+func (in *Ingester) setAside(m *message, err error) {
+	m.done.Store(true)
+	in.metrics.aside.Inc()
+	in.log.Warn("set batch aside", "stream_seq", m.Sequence, "collector_id", m.batch.CollectorID,
+		"batch_id", m.batch.ID, "delivered", m.Delivered, "err", err)
+}
+
+// bury lays the message into the dead letters, then acknowledges it. When the
+// dead letters do not take it, it stays on the stream and comes back.
+func (in *Ingester) bury(ctx context.Context, m *message, reason string, cause error) {
+	letter := batch.Letter{Reason: reason, Position: m.Position, Payload: m.Payload}
+	if m.batch != nil {
+		letter.CollectorID, letter.BatchID, letter.Digest = m.batch.CollectorID, m.batch.ID, m.batch.Digest
+	} else {
+		letter.Digest = sha256.Sum256(m.Payload)
+	}
+	if cause != nil {
+		letter.Detail, letter.SQLState = cause.Error(), sqlState(cause)
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), ackTimeout)
+	defer cancel()
+	if err := in.letters.Bury(ctx, letter); err != nil {
+		m.done.Store(true)
+		in.metrics.buryErrors.Inc()
+		in.log.Error("bury batch; it stays on the stream", "stream_seq", m.Sequence, "reason", reason, "err", err)
+		return
+	}
+	in.metrics.letters.WithLabelValues(reason).Inc()
+	in.log.Error("batch is a dead letter", "stream_seq", m.Sequence, "collector_id", letter.CollectorID,
+		"batch_id", letter.BatchID, "reason", reason, "err", cause)
+	in.ack(ctx, m)
+}
+
+// ackTimeout bounds one acknowledgement or burial.
+const ackTimeout = 10 * time.Second
+
+// ack ends a message. A lost acknowledgement costs a redelivery, which the
+// ledger recognises.
+func (in *Ingester) ack(ctx context.Context, m *message) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), ackTimeout)
+	defer cancel()
+	m.done.Store(true)
+	in.suspects.forget(m.Sequence)
+	if err := m.Ack(ctx); err != nil {
+		in.metrics.ackErrors.Inc()
+		in.log.Warn("ack message", "stream_seq", m.Sequence, "err", err)
+	}
+}

@@ -1,0 +1,101 @@
+package ingester
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"time"
+)
+
+// suspects remembers the messages that failed alone, by their place on the
+// stream. It is memory only: after a restart a suspect starts anew, so it is
+// buried later than it could be, never earlier.
+type suspects struct {
+	mu      sync.Mutex
+	bySeq   map[uint64]*suspect
+	commits uint64 // loads committed by this process
+	now     func() time.Time
+}
+
+type suspect struct {
+	since   time.Time
+	tries   int
+	commits uint64 // of the process when it first failed
+}
+
+func newSuspects() *suspects {
+	return &suspects{bySeq: map[uint64]*suspect{}, now: time.Now}
+}
+
+func (s *suspects) has(seq uint64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.bySeq[seq] != nil
+}
+
+func (s *suspects) committed() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.commits++
+}
+
+func (s *suspects) forget(seq uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.bySeq, seq)
+}
+
+// failed notes one more failure and reports whether the message has failed for
+// long and often enough to be given up; with othersCommit only if other loads
+// were committed meanwhile, for otherwise the fault may be the store's.
+func (s *suspects) failed(seq uint64, long time.Duration, often int, othersCommit bool) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.bySeq[seq]
+	if p == nil {
+		p = &suspect{since: s.now(), commits: s.commits}
+		s.bySeq[seq] = p
+	}
+	p.tries++
+	return p.tries >= often && s.now().Sub(p.since) >= long && (!othersCommit || s.commits > p.commits)
+}
+
+// backoff is the one way to wait for a neighbour that is away: from 100 ms,
+// doubling up to 5 s, each wait shortened at random by up to half so that many
+// ingesters do not knock together.
+type backoff struct{ next time.Duration }
+
+const (
+	backoffFirst = 100 * time.Millisecond
+	backoffMost  = 5 * time.Second
+)
+
+func newBackoff() *backoff { return &backoff{next: backoffFirst} }
+
+func (b *backoff) reset() { b.next = backoffFirst }
+
+// sleep waits and reports whether ctx is still alive.
+func (b *backoff) sleep(ctx context.Context) bool {
+	d := b.next - rand.N(b.next/2)
+	b.next = min(2*b.next, backoffMost)
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+// sqlState returns the SQLSTATE of an error that carries one, else "".
+func sqlState(err error) string {
+	if e, ok := errors.AsType[interface {
+		error
+		SQLState() string
+	}](err); ok {
+		return e.SQLState()
+	}
+	return ""
+}
