@@ -1,0 +1,173 @@
+package authsvc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+
+	"pganalytics/pkg/fault"
+	"pganalytics/pkg/identity"
+)
+
+const (
+	publishTimeout = 2 * time.Second // an enrolment waits for it, and is done without it as well
+	flushEvery     = time.Second     // how long another authsvc may not know that a certificate is in use
+	reconcileEvery = 30 * time.Second
+	roundTimeout   = time.Minute
+	stopTimeout    = 5 * time.Second
+)
+
+// publish tells verifiers of a committed change. If it can't, Run will: the
+// change is in the database, and the bucket is compared with it.
+func (s *Service) publish(ctx context.Context, c identity.Collector) {
+	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
+	defer cancel()
+	if err := s.put(ctx, c.Record); err != nil {
+		s.Log.Warn("collector not published yet", "collector_id", c.ID, "err", err)
+		select {
+		case s.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+func (s *Service) put(ctx context.Context, record func() (string, []byte, error)) error {
+	key, value, err := record()
+	if err != nil {
+		return err
+	}
+	if err := s.Directory.Put(ctx, key, value); err != nil {
+		s.metrics.publishFailures.Inc()
+		return fmt.Errorf("publish %s: %w", key, err)
+	}
+	return nil
+}
+
+// Run keeps the bucket in step with the database, and the database informed of
+// certificates in use, until ctx ends. Neighbours that are away are asked again
+// with growing patience.
+func (s *Service) Run(ctx context.Context) error {
+	tick := time.NewTicker(flushEvery)
+	defer tick.Stop()
+	var reconcile, flush retry
+	for {
+		if reconcile.due() {
+			s.attempt(ctx, "reconcile", &reconcile, reconcileEvery, s.Reconcile)
+		}
+		if flush.due() {
+			s.attempt(ctx, "mark_used", &flush, 0, s.flushUsed)
+		}
+		select {
+		case <-ctx.Done():
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+			defer cancel()
+			if err := s.flushUsed(last); err != nil {
+				s.Log.Warn("certificates in use not noted; they will be when next seen", "err", err)
+			}
+			return nil
+		case <-tick.C:
+		case <-s.wake:
+			reconcile = retry{}
+		}
+	}
+}
+
+// retry is when something is tried again: at once, or after a pause that
+// doubles from a second up to reconcileEvery.
+type retry struct {
+	next  time.Time
+	pause time.Duration
+}
+
+func (r *retry) due() bool { return !time.Now().Before(r.next) }
+
+func (s *Service) attempt(ctx context.Context, work string, r *retry, rest time.Duration, do func(context.Context) error) {
+	ctx, cancel := context.WithTimeout(ctx, roundTimeout)
+	defer cancel()
+	err := do(ctx)
+	switch {
+	case err == nil:
+		*r = retry{next: time.Now().Add(rest)}
+	case ctx.Err() != nil && context.Cause(ctx) == context.Canceled:
+		// stopping
+	case errors.Is(err, errNotRead):
+		*r = retry{next: time.Now().Add(flushEvery)} // it is being read
+	default:
+		r.pause = min(max(2*r.pause, time.Second), reconcileEvery)
+		r.next = time.Now().Add(r.pause)
+		s.Log.Warn("work beside the requests failed", "work", work, "retry_in", r.pause, "err", err)
+	}
+}
+
+var errNotRead = fault.New(fault.Unavailable, "identity_not_ready", "The identity bucket has not been read yet.")
+
+// Reconcile publishes what the bucket lacks. It removes nothing, and it
+// replaces a collector's record only by a newer one, so that a database from an
+// older backup takes no refusal back. Revocations go first; Meta goes last and
+// says how much there must be.
+func (s *Service) Reconcile(ctx context.Context) error {
+	have, ok := s.Snapshot.Observed()
+	if !ok {
+		return errNotRead
+	}
+	// The key first and without the database: tokens must go on without it.
+	key := s.Signer.Record()
+	if _, ok := have.Keys[key.KID]; !ok {
+		if err := s.put(ctx, func() (string, []byte, error) { return identity.KeyRecord(key) }); err != nil {
+			return err
+		}
+		have.Keys[key.KID] = key
+	}
+	collectors, revocations, err := s.Collectors.Directory(ctx, s.cfg.Now().Add(-identity.RenewalGrace))
+	if err != nil {
+		return err
+	}
+	for _, r := range revocations {
+		if _, ok := have.Revoked[r.Thumbprint]; ok {
+			continue
+		}
+		if err := s.put(ctx, r.Record); err != nil {
+			return err
+		}
+		have.Revoked[r.Thumbprint] = r
+	}
+	if err := s.putCollectors(ctx, collectors, have.Collectors); err != nil {
+		return err
+	}
+	return s.putMeta(ctx, have)
+}
+
+func (s *Service) putCollectors(ctx context.Context, collectors []identity.Collector, have map[uuid.UUID]identity.Collector) error {
+	for _, c := range collectors {
+		if old, ok := have[c.ID]; ok && !c.ChangedAt.After(old.ChangedAt) {
+			continue
+		}
+		if err := s.put(ctx, c.Record); err != nil {
+			return err
+		}
+		have[c.ID] = c
+	}
+	return nil
+}
+
+// putMeta writes Meta if the counts have changed or the bucket is not the one
+// that verifiers serve.
+func (s *Service) putMeta(ctx context.Context, have identity.Observed) error {
+	meta := identity.Meta{
+		Generation: have.Meta.Generation,
+		Collectors: len(have.Collectors), Revoked: len(have.Revoked), Keys: len(have.Keys),
+	}
+	if meta == have.Meta && meta.Generation >= have.Served {
+		return nil
+	}
+	meta.Generation = max(s.cfg.Now().UnixMicro(), have.Meta.Generation+1, have.Served+1)
+	if err := s.put(ctx, meta.Record); err != nil {
+		return err
+	}
+	s.Log.Info("identity bucket brought up to date", "generation", meta.Generation,
+		"collectors", meta.Collectors, "revoked", meta.Revoked, "keys", meta.Keys)
+	return nil
+}

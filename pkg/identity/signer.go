@@ -1,0 +1,61 @@
+package identity
+
+import (
+	"crypto/ed25519"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+	"github.com/google/uuid"
+
+	"pganalytics/pkg/identity/ca"
+)
+
+// Signer makes access tokens. It needs neither a database nor NATS.
+type Signer struct {
+	tokens Tokens
+	key    ed25519.PrivateKey
+	record ca.SigningKey
+	now    func() time.Time
+}
+
+// NewSigner makes a signer. record is the public half of key with the root's
+// signature; verifiers find it in the bucket by its id. now defaults to
+// time.Now.
+func NewSigner(tokens Tokens, key ed25519.PrivateKey, record ca.SigningKey, now func() time.Time) (*Signer, error) {
+	if !ed25519.PublicKey(record.PublicKey).Equal(key.Public()) {
+		return nil, errors.New("token signer: key and record do not belong together")
+	}
+	if now == nil {
+		now = time.Now
+	}
+	return &Signer{tokens: tokens.withDefaults(), key: key, record: record, now: now}, nil
+}
+
+// Record returns the public half of the signing key, for the bucket.
+func (s *Signer) Record() ca.SigningKey { return s.record }
+
+// CollectorToken returns an access token that works only together with cert,
+// and when it expires.
+func (s *Signer) CollectorToken(id uuid.UUID, hostname string, cert *x509.Certificate) (string, time.Time, error) {
+	now := s.now().UTC().Truncate(time.Second)
+	expires := now.Add(CollectorTokenLife)
+	if !s.record.Covers(now) || !s.record.Covers(expires) {
+		return "", time.Time{}, errors.New("sign token: the signing key is out of its time; a restart makes a new one")
+	}
+	token := jwt.NewWithClaims(jwt.SigningMethodEdDSA, &collectorClaims{
+		Issuer: s.tokens.Issuer, Audience: s.tokens.Audience,
+		Subject: subjectPrefix + id.String(), ID: uuid.NewString(),
+		ExpiresAt: expires.Unix(), NotBefore: now.Unix(), IssuedAt: now.Unix(),
+		CollectorID: id.String(), Hostname: hostname, Type: accessType,
+		Confirmation: confirmation{X5T: x5t(cert)},
+	})
+	token.Header = map[string]any{"alg": jwt.SigningMethodEdDSA.Alg(), "typ": accessTokenType, "kid": s.record.KID}
+	signed, err := token.SignedString(s.key)
+	if err != nil {
+		return "", time.Time{}, fmt.Errorf("sign token: %w", err)
+	}
+	return signed, expires, nil
+}
