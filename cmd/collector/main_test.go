@@ -1,0 +1,65 @@
+package main
+
+import (
+	"bytes"
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+)
+
+var update = flag.Bool("update", false, "rewrite golden files")
+
+func TestMain(m *testing.M) {
+	_ = os.Unsetenv("COLUMNS") // help is wrapped by it
+	goleak.VerifyTestMain(m)
+}
+
+func command(t *testing.T, args ...string) (string, error) {
+	t.Helper()
+	var out bytes.Buffer
+	err := run(t.Context(), args, strings.NewReader(""), &out, &out)
+	return out.String(), err
+}
+
+func TestHelpIsGolden(t *testing.T) {
+	t.Parallel()
+	var all strings.Builder
+	for _, args := range [][]string{{}, {"enroll"}, {"run"}, {"check"}, {"status"}} {
+		text, err := command(t, append(args, "--help")...)
+		require.NoError(t, err)
+		all.WriteString(text + "\n")
+	}
+	file := filepath.Join("testdata", "help.txt")
+	if *update {
+		require.NoError(t, os.WriteFile(file, []byte(all.String()), 0o600))
+	}
+	want, err := os.ReadFile(file)
+	require.NoError(t, err)
+	require.Equal(t, string(want), all.String())
+}
+
+func TestASourceIsNeededAndItsPasswordIsNotShown(t *testing.T) {
+	t.Parallel()
+	_, err := command(t, "check")
+	require.ErrorContains(t, err, "--config")
+	out, err := command(t, "check", "--server-name=x", "--conninfo=postgres://me:s3cret@db/x")
+	require.ErrorContains(t, err, "must not hold a password")
+	require.NotContains(t, out+err.Error(), "s3cret")
+}
+
+func TestTheEnrolmentTokenComesFromAFileOrStandardInput(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "token")
+	require.NoError(t, os.WriteFile(file, []byte("pge_1_x\n"), 0o600))
+	got, err := (&enrollCommand{TokenFile: file}).token(nil)
+	require.NoError(t, err)
+	require.Equal(t, "pge_1_x", got)
+	got, err = (&enrollCommand{TokenFile: "-"}).token(strings.NewReader("pge_2_y\n"))
+	require.NoError(t, err)
+	require.Equal(t, "pge_2_y", got)
+}

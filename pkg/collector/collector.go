@@ -1,0 +1,111 @@
+// Package collector runs beside PostgreSQL servers: it reads them by the
+// catalogue's queries, keeps what it read in a spool on disk, and pushes that
+// to the gateway.
+//
+// Invariants: a batch is taken once the spool has it on disk, and leaves it
+// only by the gateway's word; while the spool takes nothing, nothing is
+// collected. The package knows nothing of what lies behind the gateway.
+package collector
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"pganalytics/pkg/catalogue"
+	"pganalytics/pkg/collector/pgread"
+	"pganalytics/pkg/collector/spool"
+	"pganalytics/pkg/collector/uplink"
+	"pganalytics/pkg/daemon"
+)
+
+// Collector is a collector that is ready to run.
+type Collector struct {
+	log      *slog.Logger
+	client   *uplink.Client
+	spool    *spool.Spool
+	pusher   *uplink.Pusher
+	gatherer *gatherer
+	servers  []*pgread.Server
+	items    chan []pgread.Item // not buffered: what is read is taken at once or nothing more is read
+}
+
+// New opens the spool and makes everything else; it connects to nothing. Close
+// it when it has run. Errors: uplink.ErrNotEnrolled, spool.ErrLocked.
+func New(cfg Config, cat *catalogue.Catalogue, log *slog.Logger, reg prometheus.Registerer) (*Collector, error) {
+	if err := cfg.Validate(cat); err != nil {
+		return nil, err
+	}
+	id, err := uplink.LoadIdentity(cfg.StateDir)
+	if err != nil {
+		return nil, err
+	}
+	cfg.setDefaults(id)
+	c := &Collector{log: log, items: make(chan []pgread.Item)}
+	read := pgread.NewMetrics(reg)
+	for _, s := range cfg.Servers {
+		server, err := pgread.NewServer(s, cat, log, read, c.items)
+		if err != nil {
+			return nil, err
+		}
+		c.servers = append(c.servers, server)
+	}
+	if c.spool, err = spool.Open(cfg.Spool, log, reg); err != nil {
+		return nil, err
+	}
+	from := sender{collectorID: id.CollectorID, hostname: cfg.Hostname, version: cfg.Version, labels: cfg.labels()}
+	if c.gatherer, err = newGatherer(from, c.spool, log, newMetrics(reg)); err != nil {
+		return nil, errors.Join(err, c.spool.Close())
+	}
+	c.client = uplink.NewClient(id, cfg.StateDir, reg)
+	c.pusher = uplink.NewPusher(cfg.Pusher, c.client, c.spool, log)
+	return c, nil
+}
+
+// Close closes spool and connections once the parts have ended.
+func (c *Collector) Close() error {
+	c.client.Close()
+	if err := c.spool.Close(); err != nil {
+		return fmt.Errorf("close spool: %w", err)
+	}
+	return nil
+}
+
+// Parts returns what has to run. Stopped in reverse order, reading ends first,
+// and then the pusher has its grace for what is spooled.
+func (c *Collector) Parts() []daemon.Part {
+	return []daemon.Part{
+		{Name: "certificate", Run: func(ctx context.Context, ready func()) error {
+			ready()
+			return c.client.KeepCertificate(ctx, c.log)
+		}},
+		{Name: "push", Run: func(ctx context.Context, ready func()) error {
+			ready()
+			return c.pusher.Run(ctx)
+		}},
+		{Name: "collect", Run: func(ctx context.Context, ready func()) error {
+			ready()
+			return c.collect(ctx)
+		}},
+	}
+}
+
+// collect reads all servers until ctx ends and returns when everything that
+// was read is in the spool.
+func (c *Collector) collect(ctx context.Context) error {
+	var gathering, reading errgroup.Group
+	gathering.Go(func() error {
+		c.gatherer.run(ctx, c.items)
+		return nil
+	})
+	for _, s := range c.servers {
+		reading.Go(func() error { return s.Run(ctx) })
+	}
+	err := reading.Wait()
+	close(c.items)
+	return errors.Join(err, gathering.Wait())
+}

@@ -1,0 +1,180 @@
+package collector
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"net/http"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+
+	"pganalytics/pkg/batch"
+	"pganalytics/pkg/batch/jsonpush"
+	"pganalytics/pkg/catalogue"
+	"pganalytics/pkg/collector/internal/farend"
+	"pganalytics/pkg/collector/pgread"
+	"pganalytics/pkg/collector/spool"
+	"pganalytics/pkg/collector/uplink"
+	"pganalytics/pkg/daemon"
+	"pganalytics/pkg/internal/testdb"
+)
+
+// line is a collector between a real server and a far end.
+type line struct {
+	t      *testing.T
+	far    *farend.Backend
+	cfg    Config
+	cat    *catalogue.Catalogue
+	cancel context.CancelFunc
+	done   chan error
+}
+
+func newLine(t *testing.T) *line {
+	t.Helper()
+	l := &line{t: t, far: farend.New(t, nil, farend.OK)}
+	var err error
+	l.cat, err = catalogue.Default()
+	require.NoError(t, err)
+	dir := filepath.Join(t.TempDir(), "state")
+	_, err = uplink.Enroll(t.Context(), uplink.Enrollment{
+		URL: l.far.URL, CAFingerprint: l.far.Servers.Fingerprint(), Token: "t", Name: "c1", Hostname: "h1", StateDir: dir,
+	})
+	require.NoError(t, err)
+	l.cfg = Config{
+		StateDir: dir,
+		Labels:   map[string]string{"env": "test"},
+		Servers: []pgread.Config{{
+			Name: "db1", Conninfo: testdb.Empty(t),
+			Intervals: map[string]time.Duration{"pg_stat_database": time.Second, "pg_instance": time.Second},
+		}},
+		Pusher: uplink.PusherConfig{MinBackoff: time.Millisecond, MaxBackoff: 20 * time.Millisecond, Grace: 2 * time.Second},
+	}
+	return l
+}
+
+func (l *line) start() {
+	l.t.Helper()
+	c, err := New(l.cfg, l.cat, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	require.NoError(l.t, err)
+	ctx, cancel := context.WithCancel(l.t.Context())
+	l.cancel, l.done = cancel, make(chan error, 1)
+	go func() {
+		err := daemon.Run(ctx, slog.New(slog.DiscardHandler), 20*time.Second, c.Parts()...)
+		if closeErr := c.Close(); err == nil {
+			err = closeErr
+		}
+		l.done <- err
+	}()
+}
+
+func (l *line) stop() {
+	l.t.Helper()
+	l.cancel()
+	require.NoError(l.t, <-l.done)
+}
+
+// pushed waits for n different batches and returns them decoded by the
+// gateway's own decoder, in the order in which they first came.
+func (l *line) pushed(n int) []*batch.Batch {
+	l.t.Helper()
+	var batches []*batch.Batch
+	require.Eventually(l.t, func() bool {
+		seen := map[string]bool{}
+		for _, p := range l.far.Seen().Pushes {
+			seen[p.Body] = true
+		}
+		return len(seen) >= n
+	}, 60*time.Second, 20*time.Millisecond)
+	seen := map[string]bool{}
+	for _, p := range l.far.Seen().Pushes {
+		if seen[p.Body] {
+			continue
+		}
+		seen[p.Body] = true
+		require.Equal(l.t, "zstd", p.Encoding)
+		b, report, err := jsonpush.Decode(bytes.NewReader(inflate(l.t, []byte(p.Body))), l.far.ID, l.cat, jsonpush.DefaultLimits(), time.Now())
+		require.NoError(l.t, err)
+		require.Empty(l.t, report.Rejected)
+		require.Equal(l.t, []batch.Label{{Name: "env", Value: "test"}}, b.Labels)
+		batches = append(batches, b)
+	}
+	return batches
+}
+
+func requireNoGap(t *testing.T, batches []*batch.Batch) {
+	t.Helper()
+	for i, b := range batches {
+		require.Equal(t, batches[0].Epoch, b.Epoch)
+		require.Equal(t, uint64(i+1), b.Sequence)
+	}
+}
+
+func TestWhatServersSayReachesTheGatewayWithoutAGap(t *testing.T) {
+	t.Parallel()
+	l := newLine(t)
+	l.start()
+	families := map[string]bool{}
+	for _, b := range l.pushed(3) {
+		for _, s := range b.Sections {
+			require.Equal(t, "db1", s.Server)
+			families[s.Family] = true
+		}
+	}
+	require.Contains(t, families, "pg_stat_database")
+
+	// The gateway goes away, the collector is stopped and started, the
+	// gateway comes back: every batch arrives, in order.
+	l.far.Answer(farend.Refusal(http.StatusServiceUnavailable, "unavailable"))
+	held := len(l.pushed(1))
+	require.Eventually(t, func() bool {
+		stats, err := spool.Inspect(SpoolDir(l.cfg.StateDir))
+		return err == nil && stats.Unsent >= 3
+	}, 30*time.Second, 20*time.Millisecond)
+	l.stop()
+	l.start()
+	l.far.Answer(farend.OK)
+	requireNoGap(t, l.pushed(held+4))
+	l.stop()
+
+	accepted, err := spool.ReadAccepted(SpoolDir(l.cfg.StateDir))
+	require.NoError(t, err)
+	batches := l.pushed(1)
+	require.Len(t, accepted, len(batches), "stopping sends what is left")
+	for i, a := range accepted {
+		require.Equal(t, batches[i].ID, a.BatchID)
+	}
+}
+
+func TestStatusShowsARunningCollector(t *testing.T) {
+	t.Parallel()
+	l := newLine(t)
+	l.start()
+	l.pushed(1)
+	var out bytes.Buffer
+	require.NoError(t, Status(l.cfg.StateDir, "", &out))
+	l.stop()
+	require.Contains(t, out.String(), l.far.ID.String())
+	require.Contains(t, out.String(), "unsent")
+}
+
+func TestCheckSaysWhatWorksAndWhyNot(t *testing.T) {
+	t.Parallel()
+	l := newLine(t)
+	l.cfg.Servers = append(l.cfg.Servers, pgread.Config{Name: "gone", Conninfo: "host=127.0.0.1 port=1 dbname=x"})
+	var out bytes.Buffer
+	require.Error(t, Check(t.Context(), l.cfg, l.cat, &out))
+	require.Regexp(t, `pg_stat_database +works`, out.String())
+	require.Contains(t, out.String(), "server gone: connect")
+}
+
+func TestACollectorThatIsNotEnrolledDoesNotRun(t *testing.T) {
+	t.Parallel()
+	l := newLine(t)
+	l.cfg.StateDir = t.TempDir()
+	_, err := New(l.cfg, l.cat, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	require.ErrorIs(t, err, uplink.ErrNotEnrolled)
+}

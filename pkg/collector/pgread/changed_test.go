@@ -1,0 +1,103 @@
+package pgread
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+const changing = `
+name: changing
+description: Rows that are sent on change.
+scope: instance
+interval: 60s
+retention: 30d
+chunk: 1d
+key: [k]
+changed_by: [v]
+columns:
+  - {name: k, type: text, help: x}
+  - {name: v, type: bigint, kind: counter, unit: things, help: x}
+`
+
+// pairs makes samples of key, value and, for what is sent, the sample's number.
+func pairs(t *filter, round int, kv ...string) []sample {
+	var samples []sample
+	for i := 0; i < len(kv); i += 2 {
+		row := fmt.Sprintf("%s=%s@%d", kv[i], kv[i+1], round)
+		samples = append(samples, t.sample([][]byte{[]byte(kv[i]), []byte(kv[i+1])}, []byte(row)))
+	}
+	return samples
+}
+
+func texts(rows [][]byte) []string {
+	var s []string
+	for _, r := range rows {
+		s = append(s, string(r))
+	}
+	return s
+}
+
+func TestOnlyChangedRowsAreSentWithTheRowBefore(t *testing.T) {
+	t.Parallel()
+	f, _ := load(t, changing+"queries:\n  - {min_version: 13, sql: \"select 1\"}\n").Family("changing")
+	keep := newFilter(f)
+	at := func(n int) time.Time { return time.Date(2024, 1, 1, 0, n, 0, 0, time.UTC) }
+	for n, step := range []struct {
+		kv          []string
+		now, before []string
+	}{
+		{[]string{"a", "1", "b", "1"}, []string{"a=1@0", "b=1@0"}, nil}, // new
+		{[]string{"a", "1", "b", "1"}, nil, nil},
+		{[]string{"a", "1", "b", "1"}, nil, nil},
+		{[]string{"a", "2", "b", "1"}, []string{"a=2@3"}, []string{"a=1@2"}}, // with the one before, not the one sent first
+		{[]string{"a", "3", "b", "1"}, []string{"a=3@4"}, nil},               // the one before was sent
+		{[]string{"a", "3"}, nil, nil},
+		{[]string{"a", "3", "b", "1"}, []string{"b=1@6"}, nil}, // came back
+	} {
+		now, before, beforeAt := keep.pass(pairs(keep, n, step.kv...), at(n))
+		require.Equal(t, step.now, texts(now), "sample %d", n)
+		require.Equal(t, step.before, texts(before), "sample %d", n)
+		if before != nil {
+			require.Equal(t, at(n-1), beforeAt)
+		}
+	}
+	// An unchanged row is sent within the hour.
+	sent := 0
+	for n := 7; n < 67; n++ {
+		now, _, _ := keep.pass(pairs(keep, n, "a", "3"), at(n))
+		sent += len(now)
+	}
+	require.Equal(t, 1, sent)
+}
+
+func TestTextsOfADimensionAreSentOnceADay(t *testing.T) {
+	t.Parallel()
+	f, _ := load(t, `
+name: texts
+description: Texts.
+kind: dimension
+scope: instance
+interval: 300s
+retention: 90d
+key: [k]
+columns:
+  - {name: k, type: text, help: x}
+  - {name: v, type: text, kind: info, help: x}
+queries:
+  - {min_version: 13, sql: "select 1"}
+`).Family("texts")
+	keep := newFilter(f)
+	day := time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC)
+	now, _, _ := keep.pass(pairs(keep, 0, "a", "x"), day)
+	require.Len(t, now, 1)
+	now, before, _ := keep.pass(pairs(keep, 1, "a", "x", "b", "y"), day.Add(time.Hour))
+	require.Equal(t, []string{"b=y@1"}, texts(now))
+	require.Empty(t, before)
+	now, _, _ = keep.pass(pairs(keep, 2, "a", "x", "b", "y"), day.Add(24*time.Hour))
+	require.Equal(t, []string{"a=x@2", "b=y@2"}[:1], texts(now)[:1])
+	now, _, _ = keep.pass(pairs(keep, 3, "a", "changed"), day.Add(25*time.Hour))
+	require.Equal(t, []string{"a=changed@3"}, texts(now))
+}

@@ -1,0 +1,56 @@
+package pgread
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+)
+
+// Metrics are shared by the readers of all servers. The labels server and
+// family come from the configuration and the catalogue.
+type Metrics struct {
+	rows          *prometheus.CounterVec
+	unsent        *prometheus.CounterVec
+	queries       *prometheus.HistogramVec
+	queryErrors   *prometheus.CounterVec
+	connectErrors *prometheus.CounterVec
+	up            *prometheus.GaugeVec
+	values        *prometheus.CounterVec
+	cut           *prometheus.CounterVec
+	skipped       *prometheus.CounterVec
+}
+
+// NewMetrics registers the metrics.
+func NewMetrics(reg prometheus.Registerer) *Metrics {
+	f := promauto.With(reg)
+	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
+		return f.NewCounterVec(prometheus.CounterOpts{Name: "pganalytics_collector_" + name, Help: help}, labels)
+	}
+	return &Metrics{
+		rows:   counter("rows_total", "Rows read to be sent.", "server", "family"),
+		unsent: counter("unchanged_rows_total", "Rows read and not sent because nothing in them changed.", "server", "family"),
+		queries: f.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "pganalytics_collector_query_seconds",
+			Help: "Time that one query of a family took.",
+			// From a view in shared memory to the statement timeout.
+			Buckets: []float64{.001, .005, .02, .1, .5, 1, 2, 5, 10},
+		}, []string{"outcome"}),
+		queryErrors:   counter("query_errors_total", "Queries that failed.", "server", "family"),
+		connectErrors: counter("connect_errors_total", "Connections that failed.", "server"),
+		up: f.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "pganalytics_collector_server_up", Help: "1 while the server is connected.",
+		}, []string{"server"}),
+		values:  counter("changed_values_total", "Values that could not be sent as they were: numbers and times sent as null, texts repaired.", "what"),
+		cut:     counter("cut_results_total", "Results with more rows than are read.", "server", "family"),
+		skipped: counter("skipped_samples_total", "Samples not taken because the one before, or the spool, took too long.", "server", "family"),
+	}
+}
+
+func (m *Metrics) query(start time.Time, err error) {
+	outcome := "ok"
+	if err != nil {
+		outcome = "error"
+	}
+	m.queries.WithLabelValues(outcome).Observe(time.Since(start).Seconds())
+}

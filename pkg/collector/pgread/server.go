@@ -1,0 +1,199 @@
+// Package pgread reads the metric families of the catalogue from PostgreSQL
+// servers on a schedule.
+//
+// Invariants: at most two connections to a server, read-only, with statement
+// and lock timeouts; one failing query, database or server never stops the
+// others; what was read is handed over and never dropped here: while nobody
+// takes it, nothing more is read.
+package pgread
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"pganalytics/pkg/catalogue"
+)
+
+// Config of one server.
+type Config struct {
+	// Name of the server, which it keeps for ever: rows are stored under it.
+	Name string
+
+	// Conninfo is a URL or a DSN, as libpq takes them, with or without a
+	// password. It is never printed.
+	Conninfo string
+
+	// Include and Exclude are patterns, as of path.Match, of names of
+	// databases to read families of scope database from. An empty Include is
+	// all. Templates, and databases that do not allow connections, never are.
+	Include, Exclude []string
+
+	// Intervals replace the catalogue's by family. Zero turns a family off.
+	Intervals map[string]time.Duration
+
+	// StatementTimeout bounds one query on the server. Defaults to 5s.
+	StatementTimeout time.Duration
+
+	// LockTimeout bounds waiting for a lock on the server. Defaults to 100ms.
+	LockTimeout time.Duration
+
+	// ConnectTimeout bounds making a connection. Defaults to 5s.
+	ConnectTimeout time.Duration
+}
+
+func (c *Config) setDefaults() {
+	if c.StatementTimeout == 0 {
+		c.StatementTimeout = 5 * time.Second
+	}
+	if c.LockTimeout == 0 {
+		c.LockTimeout = 100 * time.Millisecond
+	}
+	if c.ConnectTimeout == 0 {
+		c.ConnectTimeout = 5 * time.Second
+	}
+}
+
+// Validate reports all faults. It shows nothing of the conninfo.
+func (c *Config) Validate() error {
+	var errs []error
+	if c.Name == "" {
+		errs = append(errs, errors.New("server has no name"))
+	}
+	if _, err := c.parse(); err != nil {
+		errs = append(errs, fmt.Errorf("server %q: %w", c.Name, err))
+	}
+	for _, pattern := range append(append([]string(nil), c.Include...), c.Exclude...) {
+		if _, err := path.Match(pattern, ""); err != nil {
+			errs = append(errs, fmt.Errorf("server %q: bad database pattern %q", c.Name, pattern))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// grace is how much longer than the server's own timeout the collector waits
+// before it gives a connection up.
+const grace = 2 * time.Second
+
+// parse makes the settings of a connection.
+func (c *Config) parse() (*pgconn.Config, error) {
+	cfg, err := pgconn.ParseConfig(c.Conninfo)
+	if err != nil {
+		// pgconn's own text hides the password; the rest of a conninfo may
+		// be private too.
+		return nil, errors.New("conninfo is not valid")
+	}
+	cfg.ConnectTimeout = c.ConnectTimeout
+	for name, value := range map[string]string{
+		"application_name":                    "pganalytics-collector",
+		"client_encoding":                     "UTF8",
+		"statement_timeout":                   milliseconds(c.StatementTimeout),
+		"lock_timeout":                        milliseconds(c.LockTimeout),
+		"idle_in_transaction_session_timeout": milliseconds(c.StatementTimeout),
+		"default_transaction_read_only":       "on",
+		"timezone":                            "UTC",
+	} {
+		cfg.RuntimeParams[name] = value
+	}
+	return cfg, nil
+}
+
+func milliseconds(d time.Duration) string { return fmt.Sprint(d.Milliseconds()) }
+
+// wanted reports whether families of scope database are read from a database.
+func (c *Config) wanted(database string) bool {
+	matches := func(patterns []string) bool {
+		for _, p := range patterns {
+			if ok, _ := path.Match(p, database); ok {
+				return true
+			}
+		}
+		return false
+	}
+	return (len(c.Include) == 0 || matches(c.Include)) && !matches(c.Exclude)
+}
+
+// Server reads one PostgreSQL server.
+type Server struct {
+	cfg       Config
+	conninfo  *pgconn.Config
+	catalogue *catalogue.Catalogue
+	log       *slog.Logger
+	metrics   *Metrics
+	out       chan<- []Item
+}
+
+// NewServer makes the reader of a server. What it reads goes to out.
+func NewServer(cfg Config, cat *catalogue.Catalogue, log *slog.Logger, m *Metrics, out chan<- []Item) (*Server, error) {
+	cfg.setDefaults()
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	conninfo, err := cfg.parse()
+	if err != nil {
+		return nil, err
+	}
+	return &Server{
+		cfg: cfg, conninfo: conninfo, catalogue: cat, metrics: m, out: out,
+		log: log.With("server", cfg.Name),
+	}, nil
+}
+
+// connect opens a connection to a database, "" for the conninfo's own.
+func (s *Server) connect(ctx context.Context, database string) (*pgconn.PgConn, error) {
+	cfg := s.conninfo.Copy()
+	if database != "" {
+		cfg.Database = database
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.ConnectTimeout)
+	defer cancel()
+	conn, err := pgconn.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("connect: %w", err)
+	}
+	return conn, nil
+}
+
+// hangUp closes a connection without waiting long for the server.
+func hangUp(conn *pgconn.PgConn) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	_ = conn.Close(ctx)
+}
+
+const databasesSQL = `
+select datname::text
+  from pg_catalog.pg_database
+ where datallowconn and not datistemplate and datconnlimit <> -2 -- an interrupted drop
+   and pg_catalog.has_database_privilege(datname, 'connect')
+ order by 1`
+
+// databases returns the names of the databases to read.
+func (s *Server) databases(ctx context.Context, conn *pgconn.PgConn) ([]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.StatementTimeout+grace)
+	defer cancel()
+	res := conn.ExecParams(ctx, databasesSQL, nil, nil, nil, nil).Read()
+	if res.Err != nil {
+		return nil, fmt.Errorf("list databases: %w", res.Err)
+	}
+	var names []string
+	for _, row := range res.Rows {
+		if name := string(row[0]); s.cfg.wanted(name) {
+			names = append(names, name)
+		}
+	}
+	return names, nil
+}
+
+// interval returns how often a family is read; 0 means never.
+func (s *Server) interval(f *catalogue.Family) time.Duration {
+	if d, ok := s.cfg.Intervals[f.Name]; ok {
+		return d
+	}
+	return f.Interval
+}

@@ -1,0 +1,353 @@
+// Package spool keeps batches on disk until the gateway has answered for them.
+//
+// Invariants: a batch that Append confirmed is on disk and stays there until
+// it is settled, that is accepted or moved to the dead letters; batches are
+// read oldest first and settled in that order; a number, once confirmed, is
+// never given to another batch. The spool is bounded: when it is full it takes
+// nothing more, and it never makes room by dropping. It knows nothing of what
+// a body means and never sends anything itself.
+//
+// Files in the directory: *.segment with the records, settled.log with what
+// became of them, dead/ with the bodies that were refused, lock.
+package spool
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sys/unix"
+
+	"pganalytics/pkg/batch"
+)
+
+// Errors that a caller may act on.
+var (
+	ErrFull   = errors.New("spool is full")             // Append: wait for Room
+	ErrLocked = errors.New("spool is in use")           // Open: another collector has it
+	ErrClosed = errors.New("spool is closed")           // every method
+	errStale  = errors.New("record is not the oldest")  // settling out of order: a bug
+	errSize   = errors.New("body is empty or too long") // Append
+)
+
+// Config of a spool.
+type Config struct {
+	// Dir holds the spool and nothing else. It is created if missing. Two
+	// collectors can't share one.
+	Dir string
+
+	// MaxBytes bounds unsent batches and dead letters together, in bytes. Disk
+	// use goes beyond it by at most two segments and the journal (64 MiB).
+	// When it is reached the collector stops collecting. Defaults to 1 GiB.
+	MaxBytes int64
+
+	// SegmentBytes is the length at which a new file is begun. Defaults to
+	// 8 MiB; opening reads one segment at a time into memory.
+	SegmentBytes int64
+}
+
+func (c *Config) setDefaults() {
+	if c.MaxBytes == 0 {
+		c.MaxBytes = 1 << 30
+	}
+	if c.SegmentBytes == 0 {
+		c.SegmentBytes = 8 << 20
+	}
+}
+
+// Validate reports all faults.
+func (c *Config) Validate() error {
+	var errs []error
+	if c.Dir == "" {
+		errs = append(errs, errors.New("spool directory is not set"))
+	}
+	if c.MaxBytes < 0 {
+		errs = append(errs, fmt.Errorf("spool max bytes %d: must be positive", c.MaxBytes))
+	}
+	if c.SegmentBytes < 0 {
+		errs = append(errs, fmt.Errorf("spool segment bytes %d: must be positive", c.SegmentBytes))
+	}
+	return errors.Join(errs...)
+}
+
+// Spool is an open spool. Its methods may be called concurrently.
+type Spool struct {
+	cfg     Config
+	log     *slog.Logger
+	metrics *metrics
+	lock    *os.File
+	arrived chan struct{} // size 1: a forgotten signal, not a queue
+	room    chan struct{} // size 1, likewise
+
+	mu       sync.Mutex
+	closed   bool
+	journal  *journal
+	segments []*segment // oldest first; the last one is appended to
+	active   *os.File   // the last segment, nil until the first Append
+	headOff  int64      // of the oldest unsettled record in segments[0]
+	head     *Record    // that record once read
+	numbering
+	unsent      int
+	unsentBytes int64
+	deadBytes   int64
+	buf         []byte
+}
+
+// Open opens the spool in cfg.Dir, or makes one. Damage is cut off, logged,
+// counted, and begins a new epoch, as does a spool that cannot prove where its
+// numbering ended. Errors: ErrLocked.
+func Open(cfg Config, log *slog.Logger, reg prometheus.Registerer) (*Spool, error) {
+	cfg.setDefaults()
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(filepath.Join(cfg.Dir, deadDir), 0o700); err != nil {
+		return nil, fmt.Errorf("make spool directory: %w", err)
+	}
+	lock, err := takeLock(cfg.Dir)
+	if err != nil {
+		return nil, err
+	}
+	s := &Spool{
+		cfg: cfg, log: log, metrics: newMetrics(reg, cfg.MaxBytes), lock: lock,
+		arrived: make(chan struct{}, 1), room: make(chan struct{}, 1),
+	}
+	if err := s.recover(); err != nil {
+		return nil, errors.Join(fmt.Errorf("open spool %s: %w", cfg.Dir, err), s.Close())
+	}
+	return s, nil
+}
+
+// takeLock holds the directory until the file is closed; the kernel lets go of
+// it when the process ends in whatever way.
+func takeLock(dir string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock spool: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("lock %s: %w", dir, ErrLocked)
+		}
+		return nil, fmt.Errorf("lock %s: %w", dir, err)
+	}
+	return f, nil
+}
+
+// recover reads what is there, decides which epoch counts and repairs.
+func (s *Spool) recover() error {
+	st, err := load(s.cfg.Dir)
+	if err != nil {
+		return err
+	}
+	if s.journal, err = openJournal(s.cfg.Dir, st.journal.size); err != nil {
+		return err
+	}
+	if st.journal.torn > 0 || st.journal.lines > 0 {
+		s.log.Warn("spool journal was damaged; batches may be sent once more",
+			"unfinished_bytes", st.journal.torn, "unreadable_lines", st.journal.lines)
+	}
+	s.numbering = st.numbering
+	if st.newEpoch {
+		if err := s.beginEpoch(); err != nil {
+			return err
+		}
+	}
+	// The epoch must be on disk before the damage is gone: it is what tells
+	// that the numbering does not simply go on.
+	for _, seg := range st.segments {
+		if seg.damage.bytes == 0 {
+			continue
+		}
+		s.metrics.cutBytes.Add(float64(seg.damage.bytes))
+		s.log.Error("spool segment was damaged; the damaged part is cut off and a new epoch begins",
+			"segment", filepath.Base(seg.path), "bytes", seg.damage.bytes,
+			"unfinished_append_only", seg.damage.torn, "previous_epoch", s.previous.Epoch, "previous_sequence", s.previous.Sequence)
+		if err := seg.rewrite(); err != nil {
+			return err
+		}
+	}
+	s.segments, s.headOff = st.segments, st.headOff
+	s.unsent, s.unsentBytes, s.deadBytes = st.unsent, st.unsentBytes, st.deadBytes
+	s.gauge()
+	if s.unsent > 0 {
+		signal(s.arrived)
+	}
+	for _, seg := range st.settled {
+		if err := os.Remove(seg.path); err != nil {
+			return fmt.Errorf("remove sent segment: %w", err)
+		}
+	}
+	return s.dropSettled()
+}
+
+// beginEpoch makes a new epoch durable, before any batch is numbered in it.
+func (s *Spool) beginEpoch() error {
+	epoch, err := uuid.NewV7()
+	if err != nil {
+		return fmt.Errorf("begin epoch: %w", err)
+	}
+	previous := s.last
+	if previous.Sequence == 0 { // nothing was numbered in the epoch that ends
+		previous = s.previous
+	}
+	if len(s.refused) > 0 {
+		s.log.Warn("refused numbers of an ended epoch cannot be reported any more", "numbers", s.refused)
+	}
+	s.numbering = numbering{last: batch.Mark{Epoch: epoch}, previous: previous}
+	s.metrics.epochs.Inc()
+	return s.journal.append(s.epochLine())
+}
+
+func (s *Spool) epochLine() line {
+	return line{
+		Kind: kindEpoch, At: now(), Epoch: s.last.Epoch,
+		PreviousEpoch: s.previous.Epoch, PreviousSequence: s.previous.Sequence,
+	}
+}
+
+// Append numbers a batch, lets encode make its body and returns once the
+// record is on disk. After an error the batch is not taken and its number is
+// given to the next. Errors: ErrFull, ErrClosed.
+func (s *Spool) Append(encode func(Stamp) ([]byte, error)) (Stamp, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return Stamp{}, ErrClosed
+	}
+	id, err := uuid.NewV7()
+	if err != nil {
+		return Stamp{}, fmt.Errorf("make batch id: %w", err)
+	}
+	r := Record{Stamp: Stamp{
+		Mark:    batch.Mark{Epoch: s.last.Epoch, Sequence: s.last.Sequence + 1},
+		BatchID: id,
+		Refused: append([]uint64(nil), s.refused[:min(len(s.refused), maxRefused)]...),
+	}}
+	if r.Sequence == 1 {
+		r.Previous = s.previous
+	}
+	if r.Body, err = encode(r.Stamp); err != nil {
+		return Stamp{}, fmt.Errorf("encode batch: %w", err)
+	}
+	if len(r.Body) == 0 || len(r.Body) > maxBodyBytes {
+		return Stamp{}, fmt.Errorf("append %d bytes: %w", len(r.Body), errSize)
+	}
+	s.buf = appendRecord(s.buf[:0], &r)
+	if err := s.checkRoom(int64(len(s.buf))); err != nil {
+		s.metrics.full.Inc()
+		return Stamp{}, err
+	}
+	if err := s.write(s.buf); err != nil {
+		s.metrics.failed.Inc()
+		return Stamp{}, fmt.Errorf("append batch: %w", err)
+	}
+	s.last = r.Mark
+	s.markReported(r.Refused)
+	s.unsent++
+	s.unsentBytes += int64(len(s.buf))
+	s.gauge()
+	signal(s.arrived)
+	return r.Stamp, nil
+}
+
+func (s *Spool) checkRoom(n int64) error {
+	if s.unsentBytes+s.deadBytes+n <= s.cfg.MaxBytes {
+		return nil
+	}
+	// Somebody may have removed dead letters meanwhile.
+	dead, err := deadBytes(s.cfg.Dir)
+	if err != nil {
+		return err
+	}
+	s.deadBytes = dead
+	if s.unsentBytes+s.deadBytes+n <= s.cfg.MaxBytes {
+		return nil
+	}
+	return fmt.Errorf("%w: %d bytes unsent and %d in dead letters of %d", ErrFull, s.unsentBytes, s.deadBytes, s.cfg.MaxBytes)
+}
+
+// markReported forgets refused numbers that a confirmed batch now carries. If
+// the journal fails they stay and are reported twice, which is harmless.
+func (s *Spool) markReported(numbers []uint64) {
+	if len(numbers) == 0 {
+		return
+	}
+	err := s.journal.append(line{Kind: kindReported, At: now(), Epoch: s.last.Epoch, Numbers: numbers})
+	if err != nil {
+		s.log.Warn("refused numbers will be reported again", "err", err)
+		return
+	}
+	s.refused = append([]uint64(nil), s.refused[len(numbers):]...)
+}
+
+// Arrived is signalled when a batch was appended.
+func (s *Spool) Arrived() <-chan struct{} { return s.arrived }
+
+// Room is signalled when a batch was settled.
+func (s *Spool) Room() <-chan struct{} { return s.room }
+
+// Stats is a spool's state.
+type Stats struct {
+	Last        batch.Mark // last number given
+	Unsent      int
+	UnsentBytes int64
+	DeadBytes   int64
+}
+
+// Inspect reads the state of the spool in dir without opening it, also beside
+// a running collector.
+func Inspect(dir string) (Stats, error) {
+	st, err := load(dir)
+	if err != nil {
+		return Stats{}, fmt.Errorf("inspect spool %s: %w", dir, err)
+	}
+	return Stats{Last: st.last, Unsent: st.unsent, UnsentBytes: st.unsentBytes, DeadBytes: st.deadBytes}, nil
+}
+
+// Stats returns the state now.
+func (s *Spool) Stats() Stats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return Stats{Last: s.last, Unsent: s.unsent, UnsentBytes: s.unsentBytes, DeadBytes: s.deadBytes}
+}
+
+// Close ends the use of the directory. Unsent batches stay in it.
+func (s *Spool) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil
+	}
+	s.closed = true
+	var errs []error
+	if s.active != nil {
+		errs = append(errs, s.active.Close())
+	}
+	if s.journal != nil {
+		errs = append(errs, s.journal.close())
+	}
+	return errors.Join(append(errs, s.lock.Close())...)
+}
+
+func (s *Spool) gauge() {
+	s.metrics.bytes.Set(float64(s.unsentBytes))
+	s.metrics.batches.Set(float64(s.unsent))
+	s.metrics.deadBytes.Set(float64(s.deadBytes))
+}
+
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+func now() time.Time { return time.Now().UTC().Truncate(time.Microsecond) }

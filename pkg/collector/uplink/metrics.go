@@ -1,0 +1,70 @@
+package uplink
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+)
+
+type metrics struct {
+	pushes            *prometheus.CounterVec
+	pushSeconds       *prometheus.HistogramVec
+	rows              prometheus.Counter
+	rejected          prometheus.Counter
+	renewals          *prometheus.CounterVec
+	certificateExpiry prometheus.Gauge
+	holding           prometheus.Gauge
+}
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	f := promauto.With(reg)
+	m := &metrics{
+		pushes: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "pganalytics_collector_pushes_total",
+			Help: "Attempts to push a batch, by result: accepted, duplicate, refused, unauthenticated, forbidden, throttled, clock_skew, unavailable, unexpected, network.",
+		}, []string{"result"}),
+		pushSeconds: f.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "pganalytics_collector_push_seconds",
+			Help: "Time that an attempt to push took.",
+			// From a disk's fsync to the client's own timeout.
+			Buckets: []float64{.002, .005, .01, .025, .05, .1, .25, 1, 5, 30},
+		}, []string{"outcome"}),
+		rows: f.NewCounter(prometheus.CounterOpts{
+			Name: "pganalytics_collector_accepted_rows_total", Help: "Rows that the gateway accepted.",
+		}),
+		rejected: f.NewCounter(prometheus.CounterOpts{
+			Name: "pganalytics_collector_rejected_items_total", Help: "Items of accepted batches that the gateway did not accept.",
+		}),
+		renewals: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "pganalytics_collector_renewals_total", Help: "Attempts to renew the certificate.",
+		}, []string{"outcome"}),
+		certificateExpiry: f.NewGauge(prometheus.GaugeOpts{
+			Name: "pganalytics_collector_certificate_expiry_timestamp_seconds", Help: "When the certificate ends.",
+		}),
+		holding: f.NewGauge(prometheus.GaugeOpts{
+			Name: "pganalytics_collector_holding", Help: "1 while batches wait because the last push failed.",
+		}),
+	}
+	for _, result := range []result{accepted, duplicate, refused, unauthenticated, forbidden, throttled, clockSkew, unavailable, unexpected, network} {
+		m.pushes.WithLabelValues(string(result))
+	}
+	return m
+}
+
+func (m *metrics) push(r result, took time.Duration) {
+	m.pushes.WithLabelValues(string(r)).Inc()
+	outcome := "ok"
+	if r != accepted && r != duplicate {
+		outcome = "error"
+	}
+	m.pushSeconds.WithLabelValues(outcome).Observe(took.Seconds())
+}
+
+func (m *metrics) renewal(err error) {
+	outcome := "ok"
+	if err != nil {
+		outcome = "error"
+	}
+	m.renewals.WithLabelValues(outcome).Inc()
+}
