@@ -70,7 +70,7 @@ func (c *Config) Validate() error {
 	positive("load-timeout", c.LoadTimeout > 0, c.LoadTimeout)
 	positive("unknown-for", c.UnknownFor > 0, c.UnknownFor)
 	positive("unresolved-for", c.UnresolvedFor > 0, c.UnresolvedFor)
-	positive("unresolved-tries", c.UnresolvedTry > 0, c.UnresolvedTry)
+	positive("unresolved-try", c.UnresolvedTry > 0, c.UnresolvedTry)
 	return errors.Join(errs...)
 }
 

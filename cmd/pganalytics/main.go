@@ -1,0 +1,51 @@
+// Command pganalytics is the operators' command line. `serve` runs all
+// services in one process, `demo` shows the system at work.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"pganalytics/pkg/cmdline"
+	"pganalytics/pkg/daemon"
+)
+
+type commands struct {
+	Init       initCmd       `cmd:"" help:"Make the authorities' keys and the listeners' certificate."`
+	Migrate    migrateCmd    `cmd:"" help:"Bring database and streams up to date."`
+	Serve      serveCmd      `cmd:"" help:"Run all services in one process, with the stream in it."`
+	Status     statusCmd     `cmd:"" help:"Show what the stream and the store hold."`
+	Query      queryCmd      `cmd:"" help:"Run one reading SQL statement on the stored metrics."`
+	Collectors collectorsCmd `cmd:"" help:"Work with collectors."`
+	Demo       demoCmd       `cmd:"" help:"Run the whole system on this host, with a collector that watches its own database."`
+	Version    versionCmd    `cmd:"" help:"Show which build this is."`
+}
+
+// console is what a command may use of the outside.
+type console struct {
+	ctx            context.Context
+	stdout, stderr io.Writer
+}
+
+func main() {
+	if err := run(context.Background(), os.Args[1:], os.Stdout, os.Stderr); err != nil {
+		fmt.Fprintln(os.Stderr, "pganalytics:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	ctx, stop := daemon.Signals(ctx)
+	defer stop()
+	parsed, err := cmdline.Parse("pganalytics", "Fleet-wide PostgreSQL monitoring that never loses a metric.", &commands{}, args, stdout, stderr)
+	if errors.Is(err, cmdline.ErrHelp) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return parsed.Run(console{ctx, stdout, stderr})
+}

@@ -1,0 +1,107 @@
+package ingester
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+	"pgregory.net/rapid"
+
+	"pganalytics/pkg/batch"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestASuspectIsGivenUpOnlyAfterTimeAndTriesWhileOthersCommit(t *testing.T) {
+	t.Parallel()
+	s := newSuspects()
+	now := time.Now()
+	s.now = func() time.Time { return now }
+	fail := func() bool { return s.failed(7, 15*time.Minute, 3, true) }
+
+	require.False(t, fail(), "the first failure")
+	require.True(t, s.has(7))
+	now = now.Add(time.Hour)
+	require.False(t, fail(), "long enough, not often enough")
+	require.False(t, fail(), "long and often enough, but nobody else commits either")
+	s.committed()
+	require.True(t, fail())
+	s.forget(7)
+	require.False(t, s.has(7))
+	require.False(t, fail(), "a suspect that was forgotten begins anew")
+	s.committed()
+	require.False(t, fail())
+	require.False(t, fail(), "often enough, not long enough")
+}
+
+func TestCutLosesNoMessageAndKeepsItsLimits(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		known := newSuspects()
+		var messages []*message
+		for seq := range rapid.IntRange(0, 50).Draw(t, "messages") {
+			section := batch.Section{Rows: rapid.IntRange(0, 60).Draw(t, "rows"), Tuples: make([]byte, rapid.IntRange(0, 600).Draw(t, "bytes"))}
+			m := &message{batch: &batch.Batch{Sections: []batch.Section{section}}}
+			m.Sequence = uint64(seq)
+			messages = append(messages, m)
+			if rapid.IntRange(0, 9).Draw(t, "suspect") == 0 {
+				known.failed(m.Sequence, time.Hour, 10, false)
+			}
+		}
+		seen := map[uint64]bool{}
+		last := int64(-1)
+		for _, load := range cut(messages, known, 100, 1000) {
+			rows, bytes := 0, 0
+			for _, m := range load {
+				require.False(t, seen[m.Sequence], "in two loads")
+				seen[m.Sequence] = true
+				rows, bytes = rows+m.batch.Rows(), bytes+m.batch.TupleBytes()
+				if known.has(m.Sequence) {
+					require.Len(t, load, 1, "a suspect goes alone")
+					continue
+				}
+				require.Greater(t, int64(m.Sequence), last, "out of the stream's order")
+				last = int64(m.Sequence)
+			}
+			if len(load) > 1 {
+				require.LessOrEqual(t, rows, 100)
+				require.LessOrEqual(t, bytes, 1000)
+			}
+		}
+		require.Len(t, seen, len(messages))
+	})
+}
+
+func TestEveryFaultOfAConfigurationIsNamedAtOnce(t *testing.T) {
+	t.Parallel()
+	err := (&Config{Loaders: -1}).Validate()
+	for _, flag := range []string{"loaders: -1", "fetch-messages", "fetch-bytes", "fetch-wait", "load-rows", "load-bytes",
+		"extend-every", "load-timeout", "unknown-for", "unresolved-for", "unresolved-try"} {
+		require.ErrorContains(t, err, flag)
+	}
+}
+
+func TestBackoffGrowsAndIsBounded(t *testing.T) {
+	t.Parallel()
+	b := newBackoff()
+	b.next = time.Microsecond
+	for range 5 {
+		require.True(t, b.sleep(t.Context()))
+	}
+	require.Equal(t, 32*time.Microsecond, b.next)
+	b.next = backoffMost
+	ended, cancel := contextThatEnded(t)
+	defer cancel()
+	require.False(t, b.sleep(ended), "it ends with its context")
+	require.Equal(t, backoffMost, b.next)
+	b.reset()
+	require.Equal(t, backoffFirst, b.next)
+}
+
+func contextThatEnded(t *testing.T) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	return ctx, cancel
+}

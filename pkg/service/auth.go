@@ -1,0 +1,137 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+
+	"github.com/go-chi/chi/v5"
+
+	"pganalytics/pkg/authsvc"
+	"pganalytics/pkg/authsvc/pgstore"
+	"pganalytics/pkg/bus"
+	"pganalytics/pkg/httpserver"
+	"pganalytics/pkg/identity"
+	"pganalytics/pkg/identity/ca"
+)
+
+var (
+	_ authsvc.CollectorStore = (*pgstore.Store)(nil)
+	_ authsvc.TokenStore     = (*pgstore.Store)(nil)
+	_ authsvc.Directory      = (*bus.Bucket)(nil)
+)
+
+// Auth is the configuration of the authsvc process.
+type Auth struct {
+	Process
+	NATS       StreamFlags   `embed:"" prefix:"nats-"`
+	Database   DatabaseFlags `embed:"" prefix:"database-"`
+	PKI        PKIFlags      `embed:""`
+	Users      ListenFlags   `embed:"" prefix:"users-"`
+	Collectors ListenFlags   `embed:"" prefix:"collectors-"`
+	IdentityFlags
+	EnrollFlags
+}
+
+// PKIFlags say where the authorities' keys lie.
+type PKIFlags struct {
+	PKIDir string `type:"existingdir" required:"" help:"Directory that \"pganalytics init\" has made: authorities and signing key."`
+}
+
+// EnrollFlags are told to collectors when they enrol.
+type EnrollFlags struct {
+	CollectorURL string `help:"Where collectors push: https://host:port of the gateway, as they reach it."`
+	TokenURL     string `help:"Where collectors get tokens and renew: https://host:port of authsvc's listener for collectors. Defaults to collector-url."`
+}
+
+// RunAuth runs the authsvc process until ctx ends.
+func RunAuth(ctx context.Context, cfg Auth, stderr io.Writer, onReady func(Endpoints)) (err error) {
+	p := newProcess(cfg.Process, stderr)
+	p.onReady = onReady
+	defer func() { err = errors.Join(err, p.close()) }()
+	authority, err := ca.Init(ca.Options{Dir: cfg.PKI.PKIDir, TrustDomain: cfg.TrustDomain})
+	if err != nil {
+		return err
+	}
+	b, err := p.connect(ctx, cfg.NATS.config("authsvc"))
+	if err != nil {
+		return err
+	}
+	a := &auth{authority: authority, enroll: cfg.EnrollFlags}
+	trust := trustOf(cfg.PKI.PKIDir, cfg.IdentityFlags)
+	if a.snapshot, a.verifier, err = p.verifier(&trust, b); err != nil {
+		return err
+	}
+	users, collectors := httpserver.NewRouter(), httpserver.NewRouter()
+	pg, err := p.auth(ctx, &cfg.Database, a, b, users, collectors)
+	if err != nil {
+		return err
+	}
+	for _, router := range []chi.Router{users, collectors} {
+		p.info(router, httpserver.HealthChecks{NATS: b.Ready, Database: pg.Ping})
+	}
+	listen := p.listeners()
+	userServer, err := listen.users(&cfg.Users)
+	if err != nil {
+		return err
+	}
+	collectorServer, err := listen.collectors(&cfg.Collectors, a.verifier)
+	if err != nil {
+		return errors.Join(err, userServer.Close())
+	}
+	p.endpoints.Users, p.endpoints.Collectors = userServer.URL(), collectorServer.URL()
+	p.parts = append(p.parts, userServer.Part(users), collectorServer.Part(collectors))
+	return p.run(ctx)
+}
+
+// trustOf returns the trust of a verifier that has the authority's own files.
+func trustOf(pkiDir string, flags IdentityFlags) TrustFlags {
+	return TrustFlags{
+		CollectorCA:   filepath.Join(pkiDir, ca.CollectorCAFile),
+		IssuerRoot:    filepath.Join(pkiDir, ca.RootFile),
+		IdentityFlags: flags,
+	}
+}
+
+// auth is what authsvc works with, as far as other parts of the process have
+// it too.
+type auth struct {
+	authority *ca.Authority
+	snapshot  *identity.Snapshot
+	verifier  *identity.Verifier
+	enroll    EnrollFlags
+}
+
+// auth adds authsvc and mounts its routes. It does not wait for the database:
+// tokens are handed out without it.
+func (p *process) auth(ctx context.Context, db *DatabaseFlags, a *auth, b *bus.Bus, users, collectors chi.Router) (*pgstore.Store, error) {
+	url, err := db.URL()
+	if err != nil {
+		return nil, err
+	}
+	pg, err := pgstore.Open(ctx, url)
+	if err != nil {
+		return nil, err
+	}
+	p.closeLater(func() error { pg.Close(); return nil })
+	key, record := a.authority.SigningKey()
+	signer, err := identity.NewSigner(identity.Tokens{}, key, record, nil)
+	if err != nil {
+		return nil, fmt.Errorf("signing key: %w", err)
+	}
+	svc, err := authsvc.New(authsvc.Config{CollectorURL: a.enroll.CollectorURL, TokenURL: a.enroll.TokenURL}, authsvc.Needs{
+		Collectors: pg, Tokens: pg, Directory: b.IdentityBucket(),
+		Snapshot: a.snapshot, Verifier: a.verifier, Signer: signer, Authority: a.authority,
+		Log: p.log, Registry: p.registry,
+	})
+	if err != nil {
+		return nil, err
+	}
+	svc.UserRoutes(users)
+	svc.CollectorRoutes(collectors)
+	p.check("tokens", func(context.Context) error { return svc.Ready() })
+	p.part("authsvc", svc.Run)
+	return pg, nil
+}

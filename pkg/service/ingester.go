@@ -1,0 +1,107 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"pganalytics/pkg/bus"
+	"pganalytics/pkg/catalogue"
+	"pganalytics/pkg/ingester"
+	"pganalytics/pkg/store"
+)
+
+var (
+	_ ingester.Source      = (*bus.Consumer)(nil)
+	_ ingester.DeadLetters = (*bus.DeadLetters)(nil)
+	_ ingester.Store       = (*store.Store)(nil)
+)
+
+// Ingester is the configuration of the ingester process.
+type Ingester struct {
+	Process
+	NATS     StreamFlags   `embed:"" prefix:"nats-"`
+	Database DatabaseFlags `embed:"" prefix:"database-"`
+	CatalogueFlags
+	IngestFlags
+}
+
+// IngestFlags say how batches get from the stream into the store.
+type IngestFlags struct {
+	ingester.Config
+	TrimFlags
+	MaintainEvery time.Duration `default:"10m" help:"Time between two rounds that drop what has outlived its retention."`
+}
+
+// Validate reports every value that cannot work.
+func (f *IngestFlags) Validate(ackWait time.Duration) error {
+	errs := []error{f.Config.Validate(), f.TrimFlags.config().Validate()}
+	if f.ExtendEvery > ackWait/2 {
+		errs = append(errs, fmt.Errorf("extend-every: %v is above half of ack-wait, %v", f.ExtendEvery, ackWait))
+	}
+	if f.MaintainEvery <= 0 {
+		errs = append(errs, fmt.Errorf("maintain-every: %v is not above zero", f.MaintainEvery))
+	}
+	return errors.Join(errs...)
+}
+
+// RunIngester runs the ingester process until ctx ends.
+func RunIngester(ctx context.Context, cfg Ingester, stderr io.Writer, onReady func(Endpoints)) (err error) {
+	cat, err := cfg.Load()
+	if err = errors.Join(err, cfg.IngestFlags.Validate(cfg.NATS.AckWait)); err != nil {
+		return err
+	}
+	p := newProcess(cfg.Process, stderr)
+	p.onReady = onReady
+	defer func() { err = errors.Join(err, p.close()) }()
+	b, err := p.connect(ctx, cfg.NATS.config("ingester"))
+	if err != nil {
+		return err
+	}
+	p.guard(b)
+	if err := p.ingest(ctx, &cfg.IngestFlags, &cfg.Database, cat, b); err != nil {
+		return err
+	}
+	return p.run(ctx)
+}
+
+// ingest adds the ingester and the housekeeping of stream and tables.
+func (p *process) ingest(ctx context.Context, flags *IngestFlags, db *DatabaseFlags, cat *catalogue.Catalogue, b *bus.Bus) error {
+	dbConfig, err := db.config(flags.ReplayWindow)
+	if err != nil {
+		return err
+	}
+	// A family or column that is new in this version is added live.
+	err = p.retry(ctx, "prepare the tables", func(ctx context.Context) error {
+		return store.EnsureSchema(ctx, dbConfig.URL, cat)
+	})
+	if err != nil {
+		return err
+	}
+	st, err := store.Open(ctx, dbConfig, cat, p.log, p.registry)
+	if err != nil {
+		return err
+	}
+	p.closeLater(func() error { st.Close(); return nil })
+	p.check("database", st.Probe)
+
+	var consumer *bus.Consumer
+	err = p.retry(ctx, "open the stream", func(ctx context.Context) (err error) {
+		consumer, err = b.Consumer(ctx)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	in, err := ingester.New(flags.Config, consumer, st, b.DeadLetters(), p.log, p.registry)
+	if err != nil {
+		return err
+	}
+	p.part("trimmer", b.Trimmer(flags.TrimFlags.config(), st.Probe).Run)
+	k := &keeper{store: st, bus: b, every: flags.MaintainEvery, log: p.log}
+	p.part("maintenance", k.run)
+	p.part("ingester", in.Run)
+	return nil
+}
