@@ -1,0 +1,82 @@
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+.DEFAULT_GOAL := help
+
+GO ?= go
+# Tests run on the server of TEST_DATABASE_URL, all else on that of DATABASE_URL; without one, on a throwaway server.
+RUN := scripts/timescaledb.sh run --
+# Each test binary has servers and pools of its own, so their number is bounded, not only that of the cores.
+JOBS := $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
+TESTFLAGS ?=
+# Go stamps the version itself, from git; where git knows none it must not try, or the build ends there.
+BUILDFLAGS := -trimpath -buildvcs=$(shell git rev-parse -q --verify HEAD >/dev/null 2>&1 && echo true || echo false)
+
+LINT_VERSION := $(shell sed -n 's|^.*github.com/golangci/golangci-lint/v2 \(v[^ ]*\).*|\1|p' tools/golangci-lint/go.mod)
+LINT := .cache/bin/golangci-lint-$(LINT_VERSION)
+export GOLANGCI_LINT_CACHE := $(CURDIR)/.cache/golangci-lint
+
+.PHONY: help
+help: ## Show this list.
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
+
+.PHONY: build
+build: go ## Build all programs into bin/.
+	@mkdir -p bin
+	@$(GO) build $(BUILDFLAGS) -o bin/ ./cmd/...
+
+.PHONY: demo
+demo: go ## Run the whole system on this host; Ctrl-C ends it. DATABASE_URL: use that TimescaleDB.
+	@$(GO) build $(BUILDFLAGS) -o bin/pganalytics ./cmd/pganalytics >&2
+	@exec $(if $(DATABASE_URL),,$(RUN)) bin/pganalytics demo $(ARGS)
+
+.PHONY: test
+test: check-generated vet lint test-go ## Run all checks and tests. TEST_DATABASE_URL: use that TimescaleDB.
+
+.PHONY: test-go
+test-go: go ## Run the Go tests alone. TESTFLAGS: more flags for go test.
+	@CI=true exec $(if $(TEST_DATABASE_URL),,$(RUN)) \
+		$(GO) test -race -count=1 -p $(JOBS) -parallel 4 -timeout 10m $(TESTFLAGS) ./...
+
+.PHONY: bench
+bench: go ## Measure against a plain COPY. DATABASE_URL: use that TimescaleDB.
+	@$(GO) build $(BUILDFLAGS) -o bin/bench ./loadtest/bench >&2
+	@exec $(if $(DATABASE_URL),,$(RUN)) bin/bench $(ARGS)
+
+.PHONY: vet
+vet: go ## Run go vet.
+	@$(GO) vet ./...
+
+.PHONY: lint
+lint: $(LINT) ## Run golangci-lint.
+	@$(LINT) run
+
+.PHONY: fmt
+fmt: $(LINT) ## Format all Go code.
+	@$(LINT) fmt
+
+.PHONY: generate
+generate: go ## Regenerate the code that is generated.
+	@$(GO) run -C tools/protoc . $(CURDIR)/schemas/batch.proto $(CURDIR)
+
+.PHONY: check-generated
+check-generated: go ## Check that the generated code is up to date.
+	@fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; \
+	$(GO) run -C tools/protoc . $(CURDIR)/schemas/batch.proto "$$fresh"; \
+	(cd "$$fresh" && find . -type f) | while read -r file; do \
+		diff -u "$$file" "$$fresh/$$file" || { echo "$$file is out of date: run make generate" >&2; exit 1; }; \
+	done
+
+.PHONY: clean
+clean: ## Delete what was built. (The database packages: scripts/timescaledb.sh uninstall.)
+	@rm -rf bin .cache
+
+.PHONY: go
+go:
+	@command -v $(GO) >/dev/null || { echo "missing program: go, version 1.26 or later (https://go.dev/dl)" >&2; exit 1; }
+
+# The linters' many modules stay out of the product's go.mod.
+$(LINT): tools/golangci-lint/go.mod | go
+	@echo "building golangci-lint $(LINT_VERSION) (once)" >&2
+	@$(GO) build -C tools/golangci-lint -o $(CURDIR)/$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+	@touch $@
