@@ -257,7 +257,7 @@ func (c *sender) body(items ...string) string {
 		list.WriteString(item)
 	}
 	return fmt.Sprintf(`{"collector_id":%q,"hostname":"db1","timestamp":%q,"version":"1.0","metrics_count":%d,"metrics":[%s]}`,
-		c.id, time.Now().UTC().Format(time.RFC3339Nano), len(items), &list)
+		c.id, time.Now().UTC().Format("2006-01-02T15:04:05.000000Z"), len(items), &list)
 }
 
 // rows makes an item with n rows.

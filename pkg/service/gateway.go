@@ -59,7 +59,7 @@ type ListenFlags struct {
 type PushFlags struct {
 	MaxWireBytes     int64         `default:"16777216" help:"Largest body in bytes as it is sent, compressed or not."`
 	MaxBodyBytes     int64         `default:"33554432" help:"Largest body in bytes after decompression."`
-	MaxInFlightBytes int64         `default:"134217728" help:"Memory that all pushes together may take; beyond it they are answered 503 and come again."`
+	MaxInFlightBytes int64         `default:"67108864" help:"Memory that all pushes together may take; beyond it they are answered 503 and come again."`
 	PublishTimeout   time.Duration `default:"10s" help:"How long the stream may take to confirm a batch."`
 	CheckIn          time.Duration `default:"60s" help:"When a collector shall come back even if it has nothing to send."`
 }

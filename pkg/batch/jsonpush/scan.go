@@ -22,19 +22,36 @@ type scanner struct {
 
 func newScanner(r io.Reader) *scanner {
 	src := &source{Reader: r}
-	return &scanner{dec: jsontext.NewDecoder(src), src: src}
+	src.dec = jsontext.NewDecoder(src)
+	return &scanner{dec: src.dec, src: src}
 }
+
+// maxToken bounds what the library buffers to read on: one value, or a run of
+// white space. A row is one value; its largest text may take six bytes of
+// escapes for one. The library's buffer doubles when full, so this lies below
+// 8 MiB by more than one read.
+const (
+	maxToken = 7 << 20
+	maxRead  = 64 << 10
+)
 
 // source remembers how reading failed, because within a nested value the
 // library makes that look like broken JSON: a body that did not arrive would be
 // refused for good.
 type source struct {
 	io.Reader
-	err error
+	dec  *jsontext.Decoder
+	read int64
+	err  error
 }
 
 func (s *source) Read(p []byte) (int, error) {
-	n, err := s.Reader.Read(p)
+	if s.read-s.dec.InputOffset() > maxToken {
+		s.err = tooLarge("", codeBodyTooLarge, "a value or a run of white space is larger than allowed")
+		return 0, s.err
+	}
+	n, err := s.Reader.Read(p[:min(len(p), maxRead)])
+	s.read += int64(n)
 	if err != nil && err != io.EOF {
 		s.err = err
 	}
