@@ -31,7 +31,8 @@ func startChild(dir, program string, args ...string) (*child, error) {
 		return nil, err
 	}
 	defer func() { _ = file.Close() }() // the process has its own
-	c.cmd = exec.Command(program, args...)
+	// Stopped by stop, not by a context, which would kill it.
+	c.cmd = exec.CommandContext(context.Background(), program, args...)
 	c.cmd.Stdout, c.cmd.Stderr = file, file
 	// Ctrl-C reaches the whole group of a terminal; the demo stops its
 	// processes itself, in order. If the demo is killed they end too.

@@ -31,8 +31,8 @@ var shapes = []shape{
 	{name: "json_wide", family: "bench_wide", values: 20, rows: 250, batches: 400},
 }
 
-func (s shape) columnType() string {
-	if s.values == 1 {
+func (sh shape) columnType() string {
+	if sh.values == 1 {
 		return "double precision"
 	}
 	return "bigint"
@@ -54,13 +54,13 @@ func catalogueFiles() fstest.MapFS {
 }
 
 // columns returns the columns of the shape's tuples after time and server_id.
-func (s shape) columns() []batch.Column {
-	t, err := catalogue.ParseType(s.columnType())
+func (sh shape) columns() []batch.Column {
+	t, err := catalogue.ParseType(sh.columnType())
 	if err != nil {
 		panic(err)
 	}
 	cols := []batch.Column{{Name: "series", Type: catalogue.Integer}}
-	for i := range s.values {
+	for i := range sh.values {
 		cols = append(cols, batch.Column{Name: fmt.Sprintf("v%d", i), Type: t})
 	}
 	return cols
@@ -75,13 +75,13 @@ type payload struct {
 
 // payloads makes n batches of rows. Values look like counters and gauges of a
 // live server: a handful of digits, few repeats.
-func (s shape) payloads(n int, rnd *rand.Rand) []payload {
+func (sh shape) payloads(n int, rnd *rand.Rand) []payload {
 	out := make([]payload, n)
 	next := 0
 	for i := range out {
-		keys := make([]int32, s.rows)
-		ints := make([]int64, s.rows*s.values)
-		floats := make([]float64, s.rows*s.values)
+		keys := make([]int32, sh.rows)
+		ints := make([]int64, sh.rows*sh.values)
+		floats := make([]float64, sh.rows*sh.values)
 		text := []byte{'['}
 		for r := range keys {
 			keys[r] = int32(next % series)
@@ -90,10 +90,10 @@ func (s shape) payloads(n int, rnd *rand.Rand) []payload {
 				text = append(text, ',')
 			}
 			text = strconv.AppendInt(append(text, '['), int64(keys[r]), 10)
-			for v := range s.values {
-				k := r*s.values + v
+			for v := range sh.values {
+				k := r*sh.values + v
 				text = append(text, ',')
-				if s.values == 1 {
+				if sh.values == 1 {
 					floats[k] = float64(rnd.IntN(1_000_000)) / 100
 					text = strconv.AppendFloat(text, floats[k], 'f', -1, 64)
 				} else {
@@ -103,19 +103,19 @@ func (s shape) payloads(n int, rnd *rand.Rand) []payload {
 			}
 			text = append(text, ']')
 		}
-		out[i] = payload{json: append(text, ']'), tuples: s.encoder(keys, ints, floats)}
+		out[i] = payload{json: append(text, ']'), tuples: sh.encoder(keys, ints, floats)}
 	}
 	return out
 }
 
-func (s shape) encoder(keys []int32, ints []int64, floats []float64) func(time.Time, uuid.UUID) []byte {
+func (sh shape) encoder(keys []int32, ints []int64, floats []float64) func(time.Time, uuid.UUID) []byte {
 	return func(at time.Time, server uuid.UUID) []byte {
 		var b []byte
 		for r, key := range keys {
-			b = batch.AppendTuple(b, batch.LeadFields+1+s.values, at, server)
+			b = batch.AppendTuple(b, batch.LeadFields+1+sh.values, at, server)
 			b = batch.AppendInt32(b, key)
-			for v := range s.values {
-				if k := r*s.values + v; s.values == 1 {
+			for v := range sh.values {
+				if k := r*sh.values + v; sh.values == 1 {
 					b = batch.AppendFloat64(b, floats[k])
 				} else {
 					b = batch.AppendInt64(b, ints[k])

@@ -90,7 +90,7 @@ func (s *system) startServe(ctx context.Context) error {
 	if s.log, err = os.Create(filepath.Join(s.dir, "serve.log")); err != nil {
 		return err
 	}
-	s.serve = exec.Command(filepath.Join(filepath.Dir(self), "pganalytics"), "serve", "--data-dir", filepath.Join(s.dir, "data"),
+	s.serve = exec.CommandContext(context.WithoutCancel(ctx), filepath.Join(filepath.Dir(self), "pganalytics"), "serve", "--data-dir", filepath.Join(s.dir, "data"),
 		"--catalogue-dir", families, "--log-level", "warn", "--loaders", fmt.Sprint(connections),
 		"--users-listen", "127.0.0.1:0", "--collectors-listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0",
 		"--nats-batches-max-bytes", fmt.Sprint(4<<30))

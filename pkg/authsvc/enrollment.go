@@ -15,10 +15,12 @@ import (
 )
 
 const (
-	// DefaultEnrollmentTTL and MaxEnrollmentTTL bound how long an enrolment
-	// token may be used.
+	// DefaultEnrollmentTTL is how long an enrolment token is good unless it is
+	// said otherwise.
 	DefaultEnrollmentTTL = 30 * time.Minute
-	MaxEnrollmentTTL     = 7 * 24 * time.Hour
+
+	// MaxEnrollmentTTL is the longest that may be said.
+	MaxEnrollmentTTL = 7 * 24 * time.Hour
 
 	maxNameBytes = 200
 

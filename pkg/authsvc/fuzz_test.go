@@ -2,6 +2,7 @@ package authsvc
 
 import (
 	"crypto/sha256"
+	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
@@ -18,7 +19,7 @@ func FuzzRegisterBody(f *testing.F) {
 	f.Add(`{"Name":"a"}`)
 	f.Add("{\"name\":\"a\u202e\",\"hostname\":\" \"}")
 	f.Fuzz(func(t *testing.T, body string) {
-		r := httptest.NewRequest("POST", "/api/v1/collectors/register", strings.NewReader(body))
+		r := httptest.NewRequest(http.MethodPost, "/api/v1/collectors/register", strings.NewReader(body))
 		r.Header.Set("Content-Type", "application/json")
 		request, err := httpserver.ReadJSON[registerRequest](r, maxBodyBytes)
 		if err == nil {

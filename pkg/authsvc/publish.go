@@ -91,7 +91,7 @@ func (s *Service) attempt(ctx context.Context, work string, r *retry, rest time.
 	switch {
 	case err == nil:
 		*r = retry{next: time.Now().Add(rest)}
-	case ctx.Err() != nil && context.Cause(ctx) == context.Canceled:
+	case ctx.Err() != nil && errors.Is(context.Cause(ctx), context.Canceled):
 		// stopping
 	case errors.Is(err, errNotRead):
 		*r = retry{next: time.Now().Add(flushEvery)} // it is being read

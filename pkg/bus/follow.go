@@ -44,7 +44,7 @@ func (b *Bucket) Follow(ctx context.Context, sink Sink) error {
 	for {
 		err := b.follow(ctx, sink)
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // the end of ctx is the only orderly end, whatever it broke
 		}
 		b.bus.metrics.bucketRestarts.WithLabelValues(b.name).Inc()
 		b.bus.log.Warn("bucket is read again", "bucket", b.name, "err", err)

@@ -196,7 +196,7 @@ func TestNoSecretLeavesTheServer(t *testing.T) {
 	conn := monitor(t, databaseURL)
 	settings := read(t, conn, family(t, "pg_settings"))
 	require.Equal(t, "********", find(t, settings, "name", "primary_conninfo")["setting"])
-	require.Equal(t, "", find(t, settings, "name", "ssl_passphrase_command")["setting"])
+	require.Empty(t, find(t, settings, "name", "ssl_passphrase_command")["setting"])
 	require.Equal(t, "0", find(t, settings, "name", "statement_timeout")["setting"], "the reading session's own value")
 	texts := read(t, conn, family(t, "pg_stat_statements_text"))
 	require.NotContains(t, fmt.Sprint(settings), secret)

@@ -2,7 +2,6 @@ package service_test
 
 import (
 	"context"
-	"io"
 	"log/slog"
 	"sync"
 	"testing"
@@ -60,7 +59,6 @@ type line struct {
 	nats  *testnats.Server
 	bus   *bus.Bus
 	store *store.Store
-	db    *pgx.Conn
 	url   string
 }
 
@@ -95,7 +93,7 @@ func newLine(t testing.TB, cfg lineConfig) *line {
 	return l
 }
 
-func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 // settings that make an ingester quick enough for a test.
 func settings() ingester.Config {

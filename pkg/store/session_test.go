@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -191,7 +192,7 @@ func carry(client net.Conn, database string, word []byte) {
 			break
 		}
 	}
-	if err := server.(*net.TCPConn).CloseWrite(); err != nil && err != io.EOF {
+	if err := server.(*net.TCPConn).CloseWrite(); err != nil && !errors.Is(err, io.EOF) {
 		_ = server.Close()
 	}
 	back.Wait()

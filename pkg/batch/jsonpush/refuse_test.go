@@ -281,7 +281,7 @@ func TestALimitRefusesTheBodyAtOnce(t *testing.T) {
 			require.NoError(t, err, "at the limit")
 			test.change(&lim)
 			_, _, err = jsonpush.Decode(strings.NewReader(body(items)), collector, families(t), lim, now)
-			requireFault(t, err, fault.TooLarge, test.code)
+			_ = requireFault(t, err, fault.TooLarge, test.code)
 		})
 	}
 }
@@ -317,7 +317,7 @@ func TestTheEncodedSizeIsMeasuredWhileEncoding(t *testing.T) {
 	lim.MaxBodyBytes, lim.MaxRows = 1<<62, 1<<30
 	head, _, _ := strings.Cut(body([]string{good}), "[1]")
 	_, _, err := jsonpush.Decode(&endless{head: head}, collector, families(t), lim, now)
-	requireFault(t, err, fault.TooLarge, "batch_too_large")
+	_ = requireFault(t, err, fault.TooLarge, "batch_too_large")
 }
 
 func TestOneHundredRejectionsAreListedAndTheRestCounted(t *testing.T) {

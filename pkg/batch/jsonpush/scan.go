@@ -132,7 +132,7 @@ func (s *scanner) rest() ([]byte, error) {
 // end reads to the end of the body and allows white space only.
 func (s *scanner) end() error {
 	switch _, err := s.dec.ReadToken(); {
-	case err == io.EOF:
+	case errors.Is(err, io.EOF):
 		return nil
 	case err != nil:
 		return s.fail(err)
