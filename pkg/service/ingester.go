@@ -35,8 +35,14 @@ type IngestFlags struct {
 	MaintainEvery time.Duration `default:"10m" help:"Time between two rounds that drop what has outlived its retention."`
 }
 
-// Validate reports every value that cannot work.
-func (f *IngestFlags) Validate(ackWait time.Duration) error {
+// Validate reports every fault at once.
+func (c *Ingester) Validate() error {
+	_, err := c.Load()
+	_, urlErr := c.Database.URL()
+	return errors.Join(c.check(c.NATS.AckWait), err, urlErr)
+}
+
+func (f *IngestFlags) check(ackWait time.Duration) error {
 	errs := []error{f.Config.Validate(), f.TrimFlags.config().Validate()}
 	if f.ExtendEvery > ackWait/2 {
 		errs = append(errs, fmt.Errorf("extend-every: %v is above half of ack-wait, %v", f.ExtendEvery, ackWait))
@@ -49,8 +55,11 @@ func (f *IngestFlags) Validate(ackWait time.Duration) error {
 
 // RunIngester runs the ingester process until ctx ends.
 func RunIngester(ctx context.Context, cfg Ingester, stderr io.Writer, onReady func(Endpoints)) (err error) {
+	if err := cfg.Validate(); err != nil {
+		return err
+	}
 	cat, err := cfg.Load()
-	if err = errors.Join(err, cfg.IngestFlags.Validate(cfg.NATS.AckWait)); err != nil {
+	if err != nil {
 		return err
 	}
 	p := newProcess(cfg.Process, stderr)

@@ -47,9 +47,11 @@ const (
 	endpointsFile = "endpoints.json"
 )
 
-// Validate reports every value that cannot work.
+// Validate reports every fault at once.
 func (c *Serve) Validate() error {
-	errs := []error{c.IngestFlags.Validate(c.Stream.AckWait)}
+	_, loadErr := c.Load()
+	_, urlErr := c.Database.URL()
+	errs := []error{c.check(c.Stream.AckWait), loadErr, urlErr}
 	if len(c.Hosts) == 0 {
 		errs = append(errs, errors.New("hosts: at least one is needed"))
 	}
@@ -70,9 +72,12 @@ func (c *Serve) natsListen() (host string, port int, err error) {
 
 // RunServe runs everything in one process until ctx ends.
 func RunServe(ctx context.Context, cfg Serve, stderr io.Writer, onReady func(Endpoints)) (err error) {
+	if err := cfg.Validate(); err != nil {
+		return err
+	}
 	cat, err := cfg.Load()
 	dbURL, urlErr := cfg.Database.URL()
-	if err = errors.Join(err, urlErr, cfg.Validate()); err != nil {
+	if err = errors.Join(err, urlErr); err != nil {
 		return err
 	}
 	if cfg.EndpointsFile == "" {

@@ -1,0 +1,45 @@
+package main
+
+import (
+	"bytes"
+	"flag"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+var update = flag.Bool("update", false, "rewrite golden files")
+
+func TestHelpOfEveryCommandIsGolden(t *testing.T) { // not parallel: help is wrapped by COLUMNS
+	t.Setenv("COLUMNS", "")
+	var out bytes.Buffer
+	for _, args := range [][]string{{}, {"init"}, {"migrate"}, {"serve"}, {"status"}, {"query"}, {"collectors", "enroll-token"}, {"demo"}, {"version"}} {
+		require.NoError(t, run(t.Context(), append(args, "--help"), &out, &out))
+		out.WriteString("\n")
+	}
+	file := filepath.Join("testdata", "help.txt")
+	if *update {
+		require.NoError(t, os.WriteFile(file, out.Bytes(), 0o600))
+	}
+	want, err := os.ReadFile(file)
+	require.NoError(t, err)
+	require.Equal(t, string(want), out.String())
+}
+
+func TestEveryFaultOfServeIsNamedAtOnce(t *testing.T) {
+	t.Setenv("DATABASE_URL", "")
+	var out bytes.Buffer
+	err := run(t.Context(), []string{"serve", "--data-dir", t.TempDir(), "--loaders=0", "--nats-listen=nowhere"}, &out, &out)
+	for _, fault := range []string{"DATABASE_URL", "loaders: 0", "nats-listen"} {
+		require.ErrorContains(t, err, fault)
+	}
+}
+
+func TestWithoutADatabaseTheDemoSaysSoInOneSentence(t *testing.T) {
+	t.Setenv("DATABASE_URL", "")
+	var out bytes.Buffer
+	err := run(t.Context(), []string{"demo"}, &out, &out)
+	require.EqualError(t, err, "no database: set DATABASE_URL or --database-url-file; make demo starts a private one")
+}
