@@ -27,7 +27,8 @@ build: go ## Build all programs into bin/.
 
 .PHONY: demo
 demo: go ## Run the whole system on this host; Ctrl-C ends it. DATABASE_URL: use that TimescaleDB.
-	@$(GO) build $(BUILDFLAGS) -o bin/pganalytics ./cmd/pganalytics >&2
+	@mkdir -p bin
+	@$(GO) build $(BUILDFLAGS) -o bin/ ./cmd/pganalytics ./cmd/collector >&2
 	@exec $(if $(DATABASE_URL),,$(RUN)) bin/pganalytics demo $(ARGS)
 
 .PHONY: test
@@ -40,7 +41,8 @@ test-go: go ## Run the Go tests alone. TESTFLAGS: more flags for go test.
 
 .PHONY: bench
 bench: go ## Measure against a plain COPY. DATABASE_URL: use that TimescaleDB.
-	@$(GO) build $(BUILDFLAGS) -o bin/bench ./loadtest/bench >&2
+	@mkdir -p bin
+	@$(GO) build $(BUILDFLAGS) -o bin/ ./cmd/pganalytics ./loadtest/bench >&2
 	@exec $(if $(DATABASE_URL),,$(RUN)) bin/bench $(ARGS)
 
 .PHONY: vet

@@ -23,7 +23,7 @@ environment:
                /var/tmp/… when that is unset or for root, whose cache the server's user could not enter.
   TSDB_HOME    folder of one server: data, log, port, password. Defaults to TSDB_ROOT/home.
   TSDB_PORT    port on 127.0.0.1. Unset or 0: a free one, kept for the life of TSDB_HOME.
-  TSDB_MIRROR  Debian mirror. Defaults to the host's own, else http://deb.debian.org/debian.
+  TSDB_MIRROR  Address of a Debian mirror. Defaults to the host's own; needed on Ubuntu, whose mirrors are not Debian's.
 USAGE
 }
 
@@ -119,14 +119,13 @@ CONF
   done
   # shellcheck disable=SC2086 # a list of words
   [ -n "$ok" ] && (cd "$1/debs" && apt-get -qq -c "$apt/conf" download $(printf "%s/$dist " $packages)) >"$apt/log" 2>&1 ||
-    die "cannot fetch packages of Debian $dist from ${mirror:-a mirror}; is there a network? $(grep '^E:' "$apt/log" | head -n 1)"
+    die "cannot fetch packages of Debian $dist from ${mirror:-a mirror, for this host names none: set TSDB_MIRROR}; is there a network? $(grep '^E:' "$apt/log" | head -n 1)"
 }
 
 # The host's own mirrors first (the nearest, and the ones that its proxy allows); some are not Debian's at all.
 mirrors() {
   apt-get indextargets --format '$(COMPONENT) $(REPO_URI)' 2>/dev/null |
     awk '$1 == "main" && $2 ~ "/debian/*$" && !seen[$2]++ { print $2 }' || :
-  echo http://deb.debian.org/debian
 }
 
 unpack() { # $1/debs into $1
