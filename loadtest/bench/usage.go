@@ -50,7 +50,7 @@ func (s *system) findPostgres(ctx context.Context) error {
 		return err
 	}
 	title, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", backend))
-	if errors.Is(err, fs.ErrNotExist) || err == nil && !bytes.HasPrefix(title, []byte("postgres")) {
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !bytes.Contains(title, []byte("postgres")) {
 		return nil // it runs elsewhere, and the number is some other process's here
 	}
 	stat, err := readStat(backend)
