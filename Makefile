@@ -75,7 +75,7 @@ clean: ## Delete what was built. (The database packages: scripts/timescaledb.sh 
 
 .PHONY: go
 go:
-	@command -v $(GO) >/dev/null || { echo "missing program: go, version 1.26 or later (https://go.dev/dl)" >&2; exit 1; }
+	@command -v $(GO) >/dev/null || { echo "missing program: go, version 1.26 or later" >&2; exit 1; }
 
 # The linters' many modules stay out of the product's go.mod.
 $(LINT): tools/golangci-lint/go.mod | go
