@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
@@ -56,7 +57,7 @@ func newGatherer(s sender, sp *spool.Spool, log *slog.Logger, m *metrics) (*gath
 func (g *gatherer) run(ctx context.Context, in <-chan []pgread.Item) {
 	for {
 		items, open := <-in
-		items, open = g.more(ctx, in, items, open)
+		items, open = g.more(ctx, in, slices.Clip(items), open) // the room behind it is the reader's
 		for _, part := range split(items) {
 			g.take(ctx, part)
 		}
