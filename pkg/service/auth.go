@@ -29,8 +29,8 @@ type Auth struct {
 	NATS       StreamFlags   `embed:"" prefix:"nats-"`
 	Database   DatabaseFlags `embed:"" prefix:"database-"`
 	PKI        PKIFlags      `embed:""`
-	Users      ListenFlags   `embed:"" prefix:"users-"`
-	Collectors ListenFlags   `embed:"" prefix:"collectors-"`
+	Users      ListenFlags   `embed:"" prefix:"users-" set:"listen=0.0.0.0:8443"`
+	Collectors ListenFlags   `embed:"" prefix:"collectors-" set:"listen=0.0.0.0:8444"`
 	IdentityFlags
 	EnrollFlags
 }

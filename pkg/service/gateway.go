@@ -30,7 +30,7 @@ type Gateway struct {
 	Process
 	NATS       StreamFlags `embed:"" prefix:"nats-"`
 	Trust      TrustFlags  `embed:""`
-	Collectors ListenFlags `embed:"" prefix:"collectors-"`
+	Collectors ListenFlags `embed:"" prefix:"collectors-" set:"listen=0.0.0.0:8444"`
 	CatalogueFlags
 	PushFlags
 }
@@ -50,7 +50,7 @@ type IdentityFlags struct {
 
 // ListenFlags set one TLS listener.
 type ListenFlags struct {
-	Listen  string `default:"0.0.0.0:8444" help:"Address of the listener, port 0 for a free one."`
+	Listen  string `default:"${listen}" help:"Address of the listener, port 0 for a free one."`
 	TLSCert string `type:"existingfile" required:"" help:"File with the listener's PEM certificate and its chain; read again when it changes."`
 	TLSKey  string `type:"existingfile" required:"" help:"File with the certificate's private key."`
 }

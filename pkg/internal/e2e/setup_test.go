@@ -23,6 +23,7 @@ import (
 	"pganalytics/pkg/collector/spool"
 	"pganalytics/pkg/collector/uplink"
 	"pganalytics/pkg/internal/testdb"
+	"pganalytics/pkg/internal/testnet"
 	"pganalytics/pkg/service"
 )
 
@@ -59,6 +60,8 @@ type system struct {
 	serve     *process
 	collector *process
 	endpoints service.Endpoints
+
+	users, collectors string // addresses of the listeners, kept over restarts
 }
 
 type process struct {
@@ -108,14 +111,13 @@ func (s *system) run(program string, args ...string) *process {
 // until it is ready.
 func (s *system) startServe() {
 	s.t.Helper()
-	users, collectors := "127.0.0.1:0", "127.0.0.1:0"
-	if s.endpoints.Users != "" {
-		users, collectors = s.endpoints.Users[len("https://"):], s.endpoints.Collectors[len("https://"):]
+	if s.users == "" {
+		s.users, s.collectors = testnet.FreeAddress(s.t), testnet.FreeAddress(s.t)
 	}
 	install := service.Installation{DataDir: s.data()}
 	_ = os.Remove(filepath.Join(s.data(), "endpoints.json"))
 	s.serve = s.run("pganalytics", append([]string{"serve", "--data-dir", s.data(), "--hosts", "127.0.0.1",
-		"--users-listen", users, "--collectors-listen", collectors, "--admin-listen", "127.0.0.1:0",
+		"--users-listen", s.users, "--collectors-listen", s.collectors, "--admin-listen", "127.0.0.1:0",
 		"--nats-batches-max-bytes", "134217728", "--nats-dead-letters-max-bytes", "33554432",
 		"--nats-ack-wait", "2s", "--extend-every", "500ms", "--fetch-wait", "50ms"}, s.flags...)...)
 	s.eventually("serve is ready", func() bool {
