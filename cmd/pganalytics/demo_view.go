@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -40,8 +41,9 @@ type demoWatch struct {
 // look is what one look finds.
 type look struct {
 	demoReport
-	newest  time.Time
-	backlog uint64 // batches on the stream that are not acknowledged
+	rowsAccepted int // by the same record, rows of dimensions included
+	newest       time.Time
+	backlog      uint64 // batches on the stream that are not acknowledged
 }
 
 func (w *demoWatch) look(ctx context.Context) (look, error) {
@@ -72,6 +74,9 @@ func (w *demoWatch) look(ctx context.Context) (look, error) {
 		}
 	}
 	l.BatchesAccepted = len(batchIDs(accepted))
+	for _, a := range accepted {
+		l.rowsAccepted += a.Rows
+	}
 	return l, nil
 }
 
@@ -83,19 +88,24 @@ func batchIDs(accepted []spool.Acceptance) map[uuid.UUID]bool {
 	return ids
 }
 
-// show prints one look: in place on a terminal, as a line elsewhere.
+// show prints one look: as a block in place on a terminal, as a line elsewhere.
 func (w *demoWatch) show(l look) {
 	age := "-"
 	if !l.newest.IsZero() {
 		age = time.Since(l.newest).Round(100 * time.Millisecond).String()
 	}
-	line := fmt.Sprintf("accepted %d batches · stored %d batches, %d rows, %d families · newest row %s old · backlog %d · dead letters %d",
-		l.BatchesAccepted, l.BatchesStored, l.RowsStored, l.Families, age, l.backlog, l.DeadLetters)
-	if w.terminal && w.shown {
-		fmt.Fprint(w.out, "\x1b[1A\x1b[2K")
+	if !w.terminal {
+		fmt.Fprintf(w.out, "accepted %d batches, %d rows · stored %d batches, %d rows, %d families · newest row %s old · backlog %d · dead letters %d\n",
+			l.BatchesAccepted, l.rowsAccepted, l.BatchesStored, l.RowsStored, l.Families, age, l.backlog, l.DeadLetters)
+		return
+	}
+	const block = "accepted      %d batches, %d rows\nstored        %d batches, %d rows, %d families\n" +
+		"newest row    %s old\nbacklog       %d batches\ndead letters  %d\n"
+	if w.shown {
+		fmt.Fprintf(w.out, "\x1b[%dA\x1b[J", strings.Count(block, "\n")) // up, and clear to the end
 	}
 	w.shown = true
-	fmt.Fprintln(w.out, line)
+	fmt.Fprintf(w.out, block, l.BatchesAccepted, l.rowsAccepted, l.BatchesStored, l.RowsStored, l.Families, age, l.backlog, l.DeadLetters)
 }
 
 // drained waits until everything that was accepted is stored or a dead letter.
