@@ -13,21 +13,30 @@ import (
 // race is won within a few; more of them say that something else is wrong.
 const contendedTries = 20
 
+// How often a load may fail before it is taken apart. What a lost connection
+// or an outage ends is tried for longer, for it was hardly the load's fault;
+// but not for ever, for a load may be too slow, or bring the server down.
+const (
+	failedTries = 2
+	lostTries   = 5
+)
+
 // storeLoad brings one load to its end:
 //
 //	Load ── ok ──────────────────────────▶ settle: ack, or bury and ack
 //	  │ error
-//	  ├─ probe fails ─▶ pause until it succeeds ─▶ Load again
-//	  ├─ contended ───▶ Load again, a bounded number of times
-//	  ├─ first time ──▶ Load again
-//	  └─ second time ─▶ several messages: each half by itself
-//	                    one message: judge it
+//	  ├─ contended ────▶ Load again, a bounded number of times
+//	  ├─ probe fails ──▶ pause until it succeeds
+//	  ├─ tries left ───▶ Load again
+//	  └─ none ─────────▶ several messages: each half by itself
+//	                     one message: judge it
 //
 // The error's class is a hint, the probe decides: an error during an outage
 // says nothing about the batch. It returns false when ctx ended in a pause; the
 // load then stays on the stream.
 func (in *Ingester) storeLoad(ctx context.Context, load []*message) bool {
 	failures, contended := 0, 0
+	wait := newBackoff()
 	for {
 		outcomes, err := in.tryLoad(ctx, load)
 		if err == nil {
@@ -40,14 +49,21 @@ func (in *Ingester) storeLoad(ctx context.Context, load []*message) bool {
 			contended++
 			continue
 		}
-		paused, alive := in.pause(ctx, class)
+		paused, alive := in.pause(ctx)
 		if !alive {
 			return false
 		}
-		if paused {
-			continue
+		lost := class.Verb() == fault.Pause
+		tries := failedTries
+		if paused || lost {
+			tries = lostTries
 		}
-		if failures++; failures < 2 {
+		if failures++; failures < tries {
+			// The store commits a probe and not the load: a disk that is nearly
+			// full would otherwise be written to without end.
+			if lost && !paused && !wait.sleep(ctx) {
+				return false
+			}
 			continue
 		}
 		if len(load) == 1 {
@@ -73,14 +89,12 @@ func (in *Ingester) tryLoad(ctx context.Context, load []*message) ([]batch.Outco
 
 // pause waits while the store does not commit a probe. paused says whether it
 // had to wait, alive is false when ctx ended meanwhile.
-func (in *Ingester) pause(ctx context.Context, class fault.Class) (paused, alive bool) {
+func (in *Ingester) pause(ctx context.Context) (paused, alive bool) {
 	wait := newBackoff()
 	for {
 		err := in.probe(ctx)
 		if err == nil {
-			// A lost connection is no fault of the load even when the store is
-			// back by the time of the probe.
-			return paused || class.Verb() == fault.Pause, ctx.Err() == nil
+			return paused, ctx.Err() == nil
 		}
 		if !paused {
 			paused = true
@@ -120,10 +134,10 @@ func (in *Ingester) settle(ctx context.Context, load []*message, outcomes []batc
 	}
 }
 
-// judge decides about one message that failed twice alone while the store
-// commits other things.
+// judge decides about one message that failed alone, while the store commits
+// other things, as often as a load may.
 func (in *Ingester) judge(ctx context.Context, m *message, err error) {
-	switch fault.ClassOf(err).Verb() {
+	switch verb := fault.ClassOf(err).Verb(); verb {
 	case fault.Bury:
 		in.bury(ctx, m, "data_error", err)
 	case fault.Aside:
@@ -133,7 +147,9 @@ func (in *Ingester) judge(ctx context.Context, m *message, err error) {
 		}
 		in.setAside(m, err)
 	default:
-		if in.suspects.failed(m.Sequence, in.cfg.UnresolvedFor, in.cfg.UnresolvedTry, true) {
+		unresolved := in.suspects.failed(m.Sequence, in.cfg.UnresolvedFor, in.cfg.UnresolvedTry, true)
+		// A database that says it is full or read-only will not be for ever.
+		if ownTrouble := verb == fault.Pause && sqlState(err) != ""; unresolved && !ownTrouble {
 			in.bury(ctx, m, "unresolved", err)
 			return
 		}

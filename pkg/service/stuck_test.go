@@ -1,0 +1,66 @@
+package service_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"pganalytics/pkg/batch"
+	"pganalytics/pkg/bus"
+)
+
+// when makes the database do something to every row whose value is word.
+func (l *line) when(word, do string) {
+	l.t.Helper()
+	conn, err := pgx.Connect(l.t.Context(), l.url)
+	require.NoError(l.t, err)
+	defer func() { _ = conn.Close(l.t.Context()) }()
+	_, err = conn.Exec(l.t.Context(), `
+		create sequence metrics.tries;
+		create function metrics.hinder() returns trigger language plpgsql as $$ begin `+do+` return new; end $$;
+		create trigger hinder before insert on metrics.probe for each row when (new.value = '`+word+`') execute function metrics.hinder()`)
+	require.NoError(l.t, err)
+}
+
+func word(text string) *batch.Batch { return batchOf(uuid.New(), uuid.Must(uuid.NewV7()), text, 1) }
+
+func TestABatchThatNoLoadFinishesHoldsUpNoOther(t *testing.T) {
+	t.Parallel()
+	l := newLine(t, lineConfig{bus: bus.Config{AckWait: time.Second}})
+	l.when("slow", "perform pg_sleep(60);")
+	slow := word("slow")
+	l.publish(slow, newBatch(10), newBatch(10))
+	cfg := settings()
+	cfg.Loaders, cfg.LoadTimeout = 1, 200*time.Millisecond
+	cfg.UnresolvedFor, cfg.UnresolvedTry = time.Millisecond, 2
+	l.ingest(cfg, nil)
+	l.eventually("its neighbours are stored", func() bool { return l.rows() == 20 })
+	l.publish(newBatch(10))
+	l.settled()
+	letters := l.letters()
+	require.Len(t, letters, 1)
+	require.Equal(t, "unresolved", letters[0].Reason)
+	require.Equal(t, slow.ID, letters[0].BatchID)
+	require.Equal(t, 30, l.rows())
+}
+
+func TestADiskThatIsFullForOneTableIsTriedSlowlyAndBuriesNothing(t *testing.T) {
+	t.Parallel()
+	l := newLine(t, lineConfig{bus: bus.Config{AckWait: time.Second}})
+	l.when("large", "perform nextval('metrics.tries'); raise exception 'no space left' using errcode = 'disk_full';")
+	l.publish(word("large"), newBatch(10))
+	cfg := settings()
+	cfg.Loaders, cfg.UnresolvedFor, cfg.UnresolvedTry = 1, time.Millisecond, 1
+	l.ingest(cfg, nil)
+	begin := time.Now()
+	l.eventually("its neighbour is stored", func() bool { return l.rows() == 10 })
+	l.publish(newBatch(10))
+	l.eventually("what comes later is stored", func() bool { return l.rows() == 20 })
+	l.eventually("it is tried again and again", func() bool { return l.number("select last_value from metrics.tries") > 15 })
+	require.Greater(t, time.Since(begin), 2*time.Second, "without waiting in between")
+	require.Empty(t, l.letters())
+	require.Less(t, l.status().AckFloor, l.status().LastSequence)
+}
