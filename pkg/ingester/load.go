@@ -137,7 +137,8 @@ func (in *Ingester) settle(ctx context.Context, load []*message, outcomes []batc
 // judge decides about one message that failed alone, while the store commits
 // other things, as often as a load may.
 func (in *Ingester) judge(ctx context.Context, m *message, err error) {
-	switch verb := fault.ClassOf(err).Verb(); verb {
+	class := fault.ClassOf(err)
+	switch class.Verb() {
 	case fault.Bury:
 		in.bury(ctx, m, "data_error", err)
 	case fault.Aside:
@@ -148,8 +149,10 @@ func (in *Ingester) judge(ctx context.Context, m *message, err error) {
 		in.setAside(m, err)
 	default:
 		unresolved := in.suspects.failed(m.Sequence, in.cfg.UnresolvedFor, in.cfg.UnresolvedTry, true)
-		// A database that says it is full or read-only will not be for ever.
-		if ownTrouble := verb == fault.Pause && sqlState(err) != ""; unresolved && !ownTrouble {
+		// A database that says it is full, read-only or locked will not be for
+		// ever, and no batch is to blame for it.
+		ownTrouble := (class.Verb() == fault.Pause || class == fault.Contended) && sqlState(err) != ""
+		if unresolved && !ownTrouble {
 			in.bury(ctx, m, "unresolved", err)
 			return
 		}

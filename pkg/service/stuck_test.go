@@ -64,3 +64,22 @@ func TestADiskThatIsFullForOneTableIsTriedSlowlyAndBuriesNothing(t *testing.T) {
 	require.Empty(t, l.letters())
 	require.Less(t, l.status().AckFloor, l.status().LastSequence)
 }
+
+func TestALongLockBuriesNothing(t *testing.T) {
+	t.Parallel()
+	l := newLine(t, lineConfig{bus: bus.Config{AckWait: time.Second}})
+	l.when("locked", "perform nextval('metrics.tries'); raise exception 'lock timeout' using errcode = 'lock_not_available';")
+	l.publish(word("locked"))
+	cfg := settings()
+	cfg.UnresolvedFor, cfg.UnresolvedTry = time.Millisecond, 1
+	l.ingest(cfg, nil)
+	tried := func(more int) func() bool {
+		// A load of it is tried 22 times before anything is decided.
+		return func() bool { return l.number("select last_value from metrics.tries") > 22*more }
+	}
+	l.eventually("it is set aside and tried again", tried(1))
+	l.publish(newBatch(10))
+	l.eventually("others are stored meanwhile", func() bool { return l.rows() == 10 })
+	l.eventually("it is tried again and again", tried(4))
+	require.Empty(t, l.letters())
+}
