@@ -72,7 +72,8 @@ func (c Config) Validate() error {
 type Server struct{ server *server.Server }
 
 // Start returns a server that has read its streams and takes connections. It
-// refuses a MaxBytes that the disk of StoreDir has no room for: see CheckDisk.
+// refuses a MaxBytes that the disk of StoreDir has no room for, see CheckDisk,
+// and one below what its streams were made for.
 func Start(cfg Config, log *slog.Logger) (*Server, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
@@ -107,7 +108,27 @@ func Start(cfg Config, log *slog.Logger) (*Server, error) {
 		s.WaitForShutdown()
 		return nil, errors.New("start nats server: jetstream is not enabled, see the log")
 	}
+	if err := checkReserved(s, opts.JetStreamMaxStore); err != nil {
+		s.Shutdown()
+		s.WaitForShutdown()
+		return nil, err
+	}
 	return &Server{server: s}, nil
+}
+
+// checkReserved refuses a limit below what the streams may hold already. The
+// server would start, and refuse writes once the streams hold that much, long
+// before they are full by their own count, by which they are trimmed.
+func checkReserved(s *server.Server, maxStore int64) error {
+	_, reserved, err := s.JetStreamReservedResources()
+	if err != nil {
+		return fmt.Errorf("start nats server: %w", err)
+	}
+	if maxStore > 0 && reserved > maxStore {
+		return fmt.Errorf("start nats server: the streams were made to hold %d bytes and cannot be made smaller; %d are too few",
+			reserved, maxStore)
+	}
+	return nil
 }
 
 func options(cfg Config) (*server.Options, error) {

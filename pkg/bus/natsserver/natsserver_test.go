@@ -98,6 +98,25 @@ func TestMaxBytesBoundsAllStreamsTogether(t *testing.T) {
 	require.Error(t, err)
 }
 
+func TestALimitBelowThatOfTheStreamsIsRefusedAndLosesNothing(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s := start(t, Config{StoreDir: dir, MaxBytes: 10 << 20})
+	js := connect(t, "", nats.InProcessServer(s))
+	_, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "S", Subjects: []string{"s"}, Storage: jetstream.FileStorage, MaxBytes: 10 << 20})
+	require.NoError(t, err)
+	_, err = js.Publish(t.Context(), "s", make([]byte, 2<<20))
+	require.NoError(t, err)
+	s.Stop()
+
+	_, err = Start(Config{StoreDir: dir, MaxBytes: 1 << 20}, slog.New(slog.DiscardHandler))
+	require.ErrorContains(t, err, "10485760")
+	again := start(t, Config{StoreDir: dir, MaxBytes: 10 << 20})
+	stream, err := connect(t, "", nats.InProcessServer(again)).Stream(t.Context(), "S")
+	require.NoError(t, err)
+	require.EqualValues(t, 1, stream.CachedInfo().State.Msgs)
+}
+
 func TestConfigNamesAllFaults(t *testing.T) {
 	t.Parallel()
 	err := Config{Port: -2, MaxPayload: -1, MaxBytes: -1}.Validate()
