@@ -2,10 +2,12 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
 	"pganalytics/pkg/batch"
+	"pganalytics/pkg/fault"
 )
 
 // Load stores the batches in one transaction and returns the outcome of each.
@@ -15,7 +17,8 @@ import (
 //
 //   - Unavailable: the database is away, full or read-only.
 //   - Contended: the load lost a race; load again at once.
-//   - Behind: a family or column that the catalogue or the database lacks.
+//   - Behind: a family or column that the catalogue or the database lacks. What
+//     the database lacked of the catalogue it has by now, if it could be made.
 //   - Invalid: the rows of at least one batch can never be stored.
 //   - Internal: anything else.
 //
@@ -31,6 +34,11 @@ func (s *Store) Load(ctx context.Context, items []batch.Item) ([]batch.Outcome, 
 		return err
 	})
 	s.metrics.loaded(time.Since(start), items, outcomes, err)
+	if fault.ClassOf(err) == fault.Behind && SQLState(err) != "" {
+		// The tables were there at the start: the database was restored from
+		// before they were made. Without them good batches would be given up.
+		err = errors.Join(err, EnsureSchema(ctx, s.cfg.URL, s.catalogue))
+	}
 	if err != nil {
 		return nil, fmt.Errorf("load %d batches: %w", len(items), err)
 	}

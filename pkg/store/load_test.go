@@ -213,8 +213,7 @@ func TestColumnThatTheDatabaseLacksIsBehind(t *testing.T) {
 	_, err := f.store.Load(t.Context(), []batch.Item{it})
 	require.Equal(t, fault.Behind, fault.ClassOf(err), "%v", err)
 	require.Equal(t, "42703", store.SQLState(err))
-	f.exec("alter table metrics.narrow rename column w to v")
-	require.Equal(t, []batch.Outcome{batch.Stored}, f.load(it))
+	require.Equal(t, []batch.Outcome{batch.Stored}, f.load(it), "by then it is there")
 }
 
 func TestBatchBelowTheFloorIsNotStored(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
@@ -11,6 +12,7 @@ import (
 
 	"pganalytics/pkg/batch"
 	"pganalytics/pkg/catalogue"
+	"pganalytics/pkg/fault"
 	"pganalytics/pkg/internal/testdb"
 	"pganalytics/pkg/store"
 )
@@ -183,4 +185,22 @@ func appendSome(dst []byte, t catalogue.Type) []byte {
 	default:
 		return batch.AppendText(dst, "1")
 	}
+}
+
+// A database restored from before a family or a column was added.
+func TestWhatARestoredDatabaseLacksIsMadeByTheNextLoads(t *testing.T) {
+	t.Parallel()
+	f := setup(t)
+	c := uuid.New()
+	f.exec("drop table metrics.narrow; alter table metrics.texts drop column query")
+	it := item(c, now, narrow(c, "db1", now, 3), text(c, now, 1, "select 1"))
+	require.Eventually(t, func() bool {
+		outcomes, err := f.store.Load(t.Context(), []batch.Item{it})
+		if err != nil {
+			require.Equal(t, fault.Behind, fault.ClassOf(err))
+			return false
+		}
+		return outcomes[0] == batch.Stored
+	}, 20*time.Second, 10*time.Millisecond)
+	require.Equal(t, [2]int{1, 3}, f.counts())
 }
