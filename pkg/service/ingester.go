@@ -39,13 +39,16 @@ type IngestFlags struct {
 func (c *Ingester) Validate() error {
 	_, err := c.Load()
 	_, urlErr := c.Database.URL()
-	return errors.Join(c.check(c.NATS.AckWait), err, urlErr)
+	return errors.Join(c.check(c.NATS.AckWait, c.Database.MaxConns), err, urlErr)
 }
 
-func (f *IngestFlags) check(ackWait time.Duration) error {
+func (f *IngestFlags) check(ackWait time.Duration, maxConns int32) error {
 	errs := []error{f.Config.Validate(), f.TrimFlags.config().Validate()}
 	if f.ExtendEvery > ackWait/2 {
 		errs = append(errs, fmt.Errorf("extend-every: %v is above half of ack-wait, %v", f.ExtendEvery, ackWait))
+	}
+	if least := f.Loaders + 2; int(maxConns) < least {
+		errs = append(errs, fmt.Errorf("database-max-conns: %d is below loaders + 2, %d", maxConns, least))
 	}
 	if f.MaintainEvery <= 0 {
 		errs = append(errs, fmt.Errorf("maintain-every: %v is not above zero", f.MaintainEvery))
@@ -103,6 +106,9 @@ func (p *process) ingest(ctx context.Context, flags *IngestFlags, db *DatabaseFl
 	})
 	if err != nil {
 		return err
+	}
+	if least := 2 * b.MaxPayload(); int64(flags.FetchBytes) < least {
+		return fmt.Errorf("fetch-bytes: %d is below twice the largest message of the NATS server, %d", flags.FetchBytes, least)
 	}
 	in, err := ingester.New(flags.Config, consumer, st, b.DeadLetters(), p.log, p.registry)
 	if err != nil {

@@ -51,7 +51,7 @@ const (
 func (c *Serve) Validate() error {
 	_, loadErr := c.Load()
 	_, urlErr := c.Database.URL()
-	errs := []error{c.check(c.Stream.AckWait), loadErr, urlErr}
+	errs := []error{c.check(c.Stream.AckWait, c.Database.MaxConns), loadErr, urlErr}
 	if len(c.Hosts) == 0 {
 		errs = append(errs, errors.New("hosts: at least one is needed"))
 	}
