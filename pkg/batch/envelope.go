@@ -11,6 +11,7 @@ import (
 
 	"pganalytics/pkg/batch/batchpb"
 	"pganalytics/pkg/catalogue"
+	"pganalytics/pkg/fault"
 )
 
 // version of the envelope that Marshal writes and Unmarshal reads.
@@ -68,11 +69,15 @@ func sectionToProto(s *Section) *batchpb.Section {
 }
 
 // Unmarshal reads what Marshal wrote. It checks the shape of every field, not
-// the digest, which costs as much as all the rest: see Intact.
+// the digest, which costs as much as all the rest: see Intact. A version that
+// is newer than this process is fault.Behind: a newer one will read it.
 func Unmarshal(data []byte) (*Batch, error) {
 	m := &batchpb.Batch{}
 	if err := proto.Unmarshal(data, m); err != nil {
 		return nil, fmt.Errorf("unmarshal batch: %w", err)
+	}
+	if m.Version > version {
+		return nil, fault.Wrap(fault.Behind, fmt.Errorf("unmarshal batch: version %d is newer than this process", m.Version))
 	}
 	if m.Version != version {
 		return nil, fmt.Errorf("unmarshal batch: unknown version %d", m.Version)

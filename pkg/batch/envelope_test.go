@@ -31,7 +31,7 @@ func TestAnEnvelopeOfTheWrongShapeIsRefused(t *testing.T) {
 		change func(*batchpb.Batch)
 		names  string // in the error
 	}{
-		"version":        {func(m *batchpb.Batch) { m.Version = 2 }, "unknown version 2"},
+		"version":        {func(m *batchpb.Batch) { m.Version = 2 }, "version 2 is newer"},
 		"no version":     {func(m *batchpb.Batch) { m.Version = 0 }, "unknown version 0"},
 		"collector":      {func(m *batchpb.Batch) { m.CollectorId = m.CollectorId[1:] }, "collector_id: has 15 bytes"},
 		"no id":          {func(m *batchpb.Batch) { m.BatchId = nil }, "batch_id: has 0 bytes"},

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"pganalytics/pkg/batch"
+	"pganalytics/pkg/fault"
 )
 
 // Source hands out messages, each to one caller at a time.
@@ -148,12 +149,17 @@ func (in *Ingester) onExtendError(m *message, err error) {
 	in.log.Warn("extend message", "stream_seq", m.Sequence, "err", err)
 }
 
-// decode opens the envelopes. One that cannot be opened is a dead letter.
+// decode opens the envelopes. One that cannot be opened is a dead letter, one
+// from a newer gateway waits for a newer ingester.
 func (in *Ingester) decode(ctx context.Context, messages []*message) []*message {
 	good := messages[:0:0]
 	for _, m := range messages {
 		b, err := batch.Unmarshal(m.Payload)
-		if err != nil {
+		switch {
+		case fault.ClassOf(err) == fault.Behind:
+			in.judge(ctx, m, err)
+			continue
+		case err != nil:
 			in.bury(ctx, m, "undecodable", err)
 			continue
 		}

@@ -19,17 +19,18 @@ func TestASuspectIsGivenUpOnlyAfterTimeAndTriesWhileOthersCommit(t *testing.T) {
 	s := newSuspects()
 	now := time.Now()
 	s.now = func() time.Time { return now }
-	fail := func() bool { return s.failed(7, 15*time.Minute, 3, true) }
+	fail := func() bool { return s.failed(place{"a", 7}, 15*time.Minute, 3, true) }
 
 	require.False(t, fail(), "the first failure")
-	require.True(t, s.has(7))
+	require.True(t, s.has(place{"a", 7}))
+	require.False(t, s.has(place{"b", 7}), "a message of another stream")
 	now = now.Add(time.Hour)
 	require.False(t, fail(), "long enough, not often enough")
 	require.False(t, fail(), "long and often enough, but nobody else commits either")
 	s.committed()
 	require.True(t, fail())
-	s.forget(7)
-	require.False(t, s.has(7))
+	s.forget(place{"a", 7})
+	require.False(t, s.has(place{"a", 7}))
 	require.False(t, fail(), "a suspect that was forgotten begins anew")
 	s.committed()
 	require.False(t, fail())
@@ -47,7 +48,7 @@ func TestCutLosesNoMessageAndKeepsItsLimits(t *testing.T) {
 			m.Sequence = uint64(seq)
 			messages = append(messages, m)
 			if rapid.IntRange(0, 9).Draw(t, "suspect") == 0 {
-				known.failed(m.Sequence, time.Hour, 10, false)
+				known.failed(m.place(), time.Hour, 10, false)
 			}
 		}
 		seen := map[uint64]bool{}
@@ -58,7 +59,7 @@ func TestCutLosesNoMessageAndKeepsItsLimits(t *testing.T) {
 				require.False(t, seen[m.Sequence], "in two loads")
 				seen[m.Sequence] = true
 				rows, bytes = rows+m.batch.Rows(), bytes+m.batch.TupleBytes()
-				if known.has(m.Sequence) {
+				if known.has(m.place()) {
 					require.Len(t, load, 1, "a suspect goes alone")
 					continue
 				}

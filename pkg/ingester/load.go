@@ -142,13 +142,13 @@ func (in *Ingester) judge(ctx context.Context, m *message, err error) {
 	case fault.Bury:
 		in.bury(ctx, m, "data_error", err)
 	case fault.Aside:
-		if in.suspects.failed(m.Sequence, in.cfg.UnknownFor, 1, false) {
+		if in.suspects.failed(m.place(), in.cfg.UnknownFor, 1, false) {
 			in.bury(ctx, m, "unknown_schema", err)
 			return
 		}
 		in.setAside(m, err)
 	default:
-		unresolved := in.suspects.failed(m.Sequence, in.cfg.UnresolvedFor, in.cfg.UnresolvedTry, true)
+		unresolved := in.suspects.failed(m.place(), in.cfg.UnresolvedFor, in.cfg.UnresolvedTry, true)
 		// A database that says it is full, read-only or locked will not be for
 		// ever, and no batch is to blame for it.
 		ownTrouble := (class.Verb() == fault.Pause || class == fault.Contended) && sqlState(err) != ""
@@ -165,8 +165,7 @@ func (in *Ingester) judge(ctx context.Context, m *message, err error) {
 func (in *Ingester) setAside(m *message, err error) {
 	m.done.Store(true)
 	in.metrics.aside.Inc()
-	in.log.Warn("set batch aside", "stream_seq", m.Sequence, "collector_id", m.batch.CollectorID,
-		"batch_id", m.batch.ID, "delivered", m.Delivered, "err", err)
+	in.log.Warn("set batch aside", "stream_seq", m.Sequence, "subject", m.Subject, "delivered", m.Delivered, "err", err)
 }
 
 // bury lays the message into the dead letters, then acknowledges it. When the
@@ -204,7 +203,7 @@ func (in *Ingester) ack(ctx context.Context, m *message) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), ackTimeout)
 	defer cancel()
 	m.done.Store(true)
-	in.suspects.forget(m.Sequence)
+	in.suspects.forget(m.place())
 	if err := m.Ack(ctx); err != nil {
 		in.metrics.ackErrors.Inc()
 		in.log.Warn("ack message", "stream_seq", m.Sequence, "err", err)

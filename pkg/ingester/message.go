@@ -15,6 +15,15 @@ type message struct {
 	done  atomic.Bool // acknowledged, or given back to the stream
 }
 
+// place tells the message from every other, also from those of a stream that
+// was made anew and counts from 1 again.
+type place struct {
+	incarnation string
+	sequence    uint64
+}
+
+func (m *message) place() place { return place{m.Incarnation, m.Sequence} }
+
 // hand is what one fetch brought.
 type hand struct{ messages []*message }
 
@@ -68,7 +77,7 @@ func cut(messages []*message, known *suspects, maxRows, maxBytes int) [][]*messa
 		load, rows, bytes = nil, 0, 0
 	}
 	for _, m := range messages {
-		if known.has(m.Sequence) {
+		if known.has(m.place()) {
 			loads = append(loads, []*message{m})
 			continue
 		}

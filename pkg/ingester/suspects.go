@@ -13,7 +13,7 @@ import (
 // buried later than it could be, never earlier.
 type suspects struct {
 	mu      sync.Mutex
-	bySeq   map[uint64]*suspect
+	byPlace map[place]*suspect
 	commits uint64 // loads committed by this process
 	now     func() time.Time
 }
@@ -25,13 +25,13 @@ type suspect struct {
 }
 
 func newSuspects() *suspects {
-	return &suspects{bySeq: map[uint64]*suspect{}, now: time.Now}
+	return &suspects{byPlace: map[place]*suspect{}, now: time.Now}
 }
 
-func (s *suspects) has(seq uint64) bool {
+func (s *suspects) has(at place) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.bySeq[seq] != nil
+	return s.byPlace[at] != nil
 }
 
 func (s *suspects) committed() {
@@ -40,22 +40,22 @@ func (s *suspects) committed() {
 	s.commits++
 }
 
-func (s *suspects) forget(seq uint64) {
+func (s *suspects) forget(at place) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.bySeq, seq)
+	delete(s.byPlace, at)
 }
 
 // failed notes one more failure and reports whether the message has failed for
 // long and often enough to be given up; with othersCommit only if other loads
 // were committed meanwhile, for otherwise the fault may be the store's.
-func (s *suspects) failed(seq uint64, long time.Duration, often int, othersCommit bool) bool {
+func (s *suspects) failed(at place, long time.Duration, often int, othersCommit bool) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	p := s.bySeq[seq]
+	p := s.byPlace[at]
 	if p == nil {
 		p = &suspect{since: s.now(), commits: s.commits}
-		s.bySeq[seq] = p
+		s.byPlace[at] = p
 	}
 	p.tries++
 	return p.tries >= often && s.now().Sub(p.since) >= long && (!othersCommit || s.commits > p.commits)

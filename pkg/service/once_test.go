@@ -8,9 +8,13 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/proto"
 
 	"pganalytics/pkg/batch"
+	"pganalytics/pkg/batch/batchpb"
 	"pganalytics/pkg/bus"
 	"pganalytics/pkg/ingester"
 	"pganalytics/pkg/internal/testdb"
@@ -231,6 +235,25 @@ func TestABatchOfAnUnknownFamilyWaitsAndItsNeighboursPass(t *testing.T) {
 	require.Equal(t, "unknown_schema", letters[0].Reason)
 	require.Equal(t, strange.ID, letters[0].BatchID)
 	require.Equal(t, 10, l.rows())
+}
+
+func TestABatchFromANewerGatewayWaits(t *testing.T) {
+	t.Parallel()
+	l := newLine(t, lineConfig{bus: bus.Config{AckWait: time.Second}})
+	payload, err := proto.Marshal(&batchpb.Batch{Version: 2})
+	require.NoError(t, err)
+	nc, err := nats.Connect(l.nats.URL())
+	require.NoError(t, err)
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	require.NoError(t, err)
+	_, err = js.Publish(t.Context(), "pganalytics.batch."+uuid.NewString(), payload)
+	require.NoError(t, err)
+	l.publish(newBatch(10))
+	l.ingest(settings(), nil)
+	l.eventually("the neighbour is stored", func() bool { return l.rows() == 10 })
+	l.eventually("the new one is tried again", func() bool { return l.status().Redelivered > 0 })
+	require.Empty(t, l.letters())
 }
 
 func TestWhatTheDeadLettersDoNotTakeStaysOnTheStream(t *testing.T) {
