@@ -89,7 +89,8 @@ func (t *filter) pass(samples []sample, at time.Time) (now, before [][]byte, bef
 			before, beforeAt = append(before, r.unsent), r.at
 		}
 		r.unsent = nil
-		if !known || changed || !at.Before(r.due) {
+		// Due too far ahead: the clock was set back.
+		if !known || changed || !at.Before(r.due) || r.due.Sub(at) > t.resend {
 			now = append(now, s.row)
 			r.due = at.Add(t.resend - t.spread(s.key))
 		} else if t.before {

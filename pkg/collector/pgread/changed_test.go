@@ -101,3 +101,15 @@ queries:
 	now, _, _ = keep.pass(pairs(keep, 3, "a", "changed"), day.Add(25*time.Hour))
 	require.Equal(t, []string{"a=changed@3"}, texts(now))
 }
+
+func TestUnchangedRowsAreSentAgainAfterTheClockIsSetBack(t *testing.T) {
+	t.Parallel()
+	f, _ := load(t, changing+"queries:\n  - {min_version: 13, sql: \"select 1\"}\n").Family("changing")
+	keep := newFilter(f)
+	ahead := time.Date(2034, 1, 1, 0, 0, 0, 0, time.UTC)
+	keep.pass(pairs(keep, 0, "a", "1"), ahead)
+	now, _, _ := keep.pass(pairs(keep, 1, "a", "1"), ahead.AddDate(-10, 0, 0))
+	require.Equal(t, []string{"a=1@1"}, texts(now))
+	now, _, _ = keep.pass(pairs(keep, 2, "a", "1"), ahead.AddDate(-10, 0, 0).Add(time.Minute))
+	require.Empty(t, now)
+}

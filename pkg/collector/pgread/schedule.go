@@ -26,7 +26,9 @@ type task struct {
 }
 
 // tasks returns the families of a scope that are on. Their first times are
-// spread, by name and so alike at every start.
+// spread, by name and so alike at every start. They keep the reading of the
+// monotonic clock, which Truncate would take away: else nothing would be read
+// for an hour after the machine's clock was set back by one.
 func (s *Server) tasks(scope catalogue.Scope) []*task {
 	var tasks []*task
 	start := time.Now()
@@ -37,9 +39,9 @@ func (s *Server) tasks(scope catalogue.Scope) []*task {
 		}
 		h := fnv.New64a()
 		_, _ = h.Write([]byte(s.cfg.Name + "\x00" + f.Name))
-		spread := time.Duration(h.Sum64() % uint64(min(interval, maxSpread)))
+		first := start.Add(time.Duration(h.Sum64() % uint64(min(interval, maxSpread))))
 		tasks = append(tasks, &task{
-			family: f, interval: interval, due: start.Add(spread).Truncate(time.Second),
+			family: f, interval: interval, due: first.Add(-time.Duration(first.Nanosecond())),
 			health: map[string]*health{}, filters: map[string]*filter{},
 		})
 	}
