@@ -29,7 +29,7 @@ type Config struct {
 	// Version of the program, sent with every batch.
 	Version string
 
-	// Labels are sent with every batch and stored with the servers.
+	// Labels are sent with every batch and stored with the servers. At most 64.
 	Labels map[string]string
 
 	// Servers are the PostgreSQL servers to read. Their names are unique and
@@ -59,7 +59,10 @@ func (c *Config) setDefaults(id *uplink.Identity) {
 	}
 }
 
-var labelName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+// What a gateway takes as labels.
+const maxLabels = 64
+
+var labelName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,62}$`)
 
 // Validate reports all faults. It shows no conninfo.
 func (c *Config) Validate(cat *catalogue.Catalogue) error {
@@ -73,8 +76,14 @@ func (c *Config) Validate(cat *catalogue.Catalogue) error {
 	if n := c.Spool.MaxBytes; n != 0 && n < minSpoolBytes {
 		errs = append(errs, fmt.Errorf("spool max bytes %d: must be at least %d", n, minSpoolBytes))
 	}
+	if !pgread.Acceptable(c.Hostname) {
+		errs = append(errs, fmt.Errorf("hostname %q: must be at most 255 bytes long, without control characters", c.Hostname))
+	}
+	if len(c.Labels) > maxLabels {
+		errs = append(errs, fmt.Errorf("%d labels: at most %d are possible", len(c.Labels), maxLabels))
+	}
 	for name, value := range c.Labels {
-		if !labelName.MatchString(name) || len(value) > 255 {
+		if !labelName.MatchString(name) || !pgread.Acceptable(value) {
 			errs = append(errs, fmt.Errorf("label %q: name or value is not acceptable", name))
 		}
 	}

@@ -3,10 +3,14 @@ package collector
 import (
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"pganalytics/pkg/collector/pgread"
 )
 
 func TestConfigurationFileIsRead(t *testing.T) {
@@ -94,5 +98,32 @@ func TestAConfigurationForNoServerIsRefused(t *testing.T) {
 	err := (&Config{Labels: map[string]string{"1": "x"}}).Validate(loadLocks(t))
 	for _, want := range []string{"state-dir", "no servers", "label"} {
 		require.ErrorContains(t, err, want)
+	}
+}
+
+// What the gateway refuses in every batch must be refused here, at the start.
+func TestWhatNoGatewayTakesIsNoConfiguration(t *testing.T) {
+	t.Parallel()
+	many := map[string]string{}
+	for i := range 65 {
+		many["l"+strconv.Itoa(i)] = "x"
+	}
+	one := func(name string) []pgread.Config { return []pgread.Config{{Name: name, Conninfo: "host=x"}} }
+	for fault, cfg := range map[string]Config{
+		"":                          {Servers: one(strings.Repeat("é", 127)), Hostname: "h", Labels: map[string]string{strings.Repeat("x", 63): ""}},
+		`server "two\nlines"`:       {Servers: one("two\nlines")},
+		`server "xxx`:               {Servers: one(strings.Repeat("x", 256))},
+		`hostname "a\x00b"`:         {Servers: one("x"), Hostname: "a\x00b"},
+		`label "note"`:              {Servers: one("x"), Labels: map[string]string{"note": "two\nlines"}},
+		`label "yyyy`:               {Servers: one("x"), Labels: map[string]string{strings.Repeat("y", 64): "x"}},
+		"65 labels: at most 64 are": {Servers: one("x"), Labels: many},
+	} {
+		cfg.StateDir = "state"
+		err := cfg.Validate(loadLocks(t))
+		if fault == "" {
+			require.NoError(t, err)
+			continue
+		}
+		require.ErrorContains(t, err, fault)
 	}
 }

@@ -220,7 +220,7 @@ func (p *parser) labels(dst *map[string]string) func(*yaml.Node) {
 	return func(n *yaml.Node) {
 		*dst = map[string]string{}
 		p.each(n, "labels", func(name, value *yaml.Node) {
-			if !labelName.MatchString(name.Value) || value.Kind != yaml.ScalarNode || len(value.Value) > 255 {
+			if !labelName.MatchString(name.Value) || value.Kind != yaml.ScalarNode || !pgread.Acceptable(value.Value) {
 				p.fail(name, "label %q: name or value is not acceptable", name.Value)
 			}
 			(*dst)[name.Value] = value.Value

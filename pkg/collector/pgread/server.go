@@ -13,7 +13,10 @@ import (
 	"fmt"
 	"log/slog"
 	"path"
+	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5/pgconn"
 
@@ -62,8 +65,11 @@ func (c *Config) setDefaults() {
 // Validate reports all faults. It shows nothing of the conninfo.
 func (c *Config) Validate() error {
 	var errs []error
-	if c.Name == "" {
+	switch {
+	case c.Name == "":
 		errs = append(errs, errors.New("server has no name"))
+	case !Acceptable(c.Name):
+		errs = append(errs, fmt.Errorf("server %q: name must be at most 255 bytes long, without control characters", c.Name))
 	}
 	if _, err := c.parse(); err != nil {
 		errs = append(errs, fmt.Errorf("server %q: %w", c.Name, err))
@@ -74,6 +80,13 @@ func (c *Config) Validate() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// Acceptable reports whether a gateway takes a text as a server's or a host's
+// name or as the value of a label. One that it does not take would make dead
+// letters of all that is read.
+func Acceptable(text string) bool {
+	return len(text) <= 255 && utf8.ValidString(text) && !strings.ContainsFunc(text, unicode.IsControl)
 }
 
 // grace is how much longer than the server's own timeout the collector waits
