@@ -167,14 +167,23 @@ func (l *line) encode() ([]byte, error) {
 
 // journal is the open journal.
 type journal struct {
-	dir  string
-	file *os.File
-	size int64
+	dir   string
+	file  *os.File
+	size  int64
+	ahead int64 // see reserve
 }
 
+// reserve keeps room on the disk for as many bytes as a segment has. Without
+// it a spool that has filled its disk could never be emptied: a batch is
+// settled by a line here, and only a segment of settled batches gives room
+// back. Lines are shorter than records, so the room lasts until a segment goes,
+// and then it is renewed. Not every file system can reserve, and a disk that is
+// full has nothing to reserve; neither is a reason to stop.
+func (j *journal) reserve() { _ = allocate(j.file, j.size, j.ahead) }
+
 // openJournal opens the current file for appending behind its first size
-// bytes and cuts the rest off.
-func openJournal(dir string, size int64) (*journal, error) {
+// bytes, cuts the rest off and keeps room for ahead bytes more.
+func openJournal(dir string, size, ahead int64) (*journal, error) {
 	f, err := os.OpenFile(filepath.Join(dir, journalName), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open journal: %w", err)
@@ -182,7 +191,9 @@ func openJournal(dir string, size int64) (*journal, error) {
 	if err := errors.Join(f.Truncate(size), f.Sync(), syncDir(dir)); err != nil {
 		return nil, errors.Join(fmt.Errorf("open journal: %w", err), f.Close())
 	}
-	return &journal{dir: dir, file: f, size: size}, nil
+	j := &journal{dir: dir, file: f, size: size, ahead: ahead}
+	j.reserve()
+	return j, nil
 }
 
 // append writes the entry and returns once it is on disk. After an error
@@ -205,11 +216,12 @@ func (j *journal) rotate(epoch line) error {
 	if j.size < journalMaxBytes {
 		return nil
 	}
+	_ = j.file.Truncate(j.size) // gives back what was reserved
 	current := filepath.Join(j.dir, journalName)
 	if err := os.Rename(current, filepath.Join(j.dir, journalPast)); err != nil {
 		return fmt.Errorf("rotate journal: %w", err)
 	}
-	next, err := openJournal(j.dir, 0)
+	next, err := openJournal(j.dir, 0, j.ahead)
 	if err != nil {
 		return err
 	}

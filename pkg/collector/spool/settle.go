@@ -164,6 +164,7 @@ func (s *Spool) dropSettled() error {
 			return fmt.Errorf("remove sent segment: %w", err)
 		}
 		s.segments, s.headOff = s.segments[1:], 0
+		s.journal.reserve()
 	}
 	return nil
 }

@@ -43,7 +43,7 @@ type Config struct {
 	Dir string
 
 	// MaxBytes bounds unsent batches and dead letters together, in bytes. Disk
-	// use goes beyond it by at most two segments and the journal (64 MiB).
+	// use goes beyond it by at most three segments and the journal (64 MiB).
 	// When it is reached the collector stops collecting. Defaults to 1 GiB.
 	MaxBytes int64
 
@@ -147,7 +147,7 @@ func (s *Spool) recover() error {
 	if err != nil {
 		return err
 	}
-	if s.journal, err = openJournal(s.cfg.Dir, st.journal.size); err != nil {
+	if s.journal, err = openJournal(s.cfg.Dir, st.journal.size, s.cfg.SegmentBytes); err != nil {
 		return err
 	}
 	if st.journal.torn > 0 || st.journal.lines > 0 {
