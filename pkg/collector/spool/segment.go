@@ -45,7 +45,16 @@ func (s *Spool) write(data []byte) error {
 	return nil
 }
 
+// addSegment begins a new file. What a failed append may have left at the end
+// of the last one is cut off first: there it would come to life when the spool
+// is opened again, under a number that another batch has by then.
 func (s *Spool) addSegment() error {
+	if s.active != nil {
+		last := s.segments[len(s.segments)-1]
+		if err := errors.Join(s.active.Truncate(last.size), s.active.Sync()); err != nil {
+			return err
+		}
+	}
 	var id uint64 = 1
 	if n := len(s.segments); n > 0 {
 		id = s.segments[n-1].id + 1

@@ -469,3 +469,26 @@ func TestJournalLinesAreGolden(t *testing.T) {
 	require.NoError(t, err)
 	require.JSONEq(t, `{"kind":"accepted","at":"0001-01-01T00:00:00Z","epoch":"01920000-0000-7000-8000-000000000001","sequence":7,"rows":3}`, string(text[9:len(text)-1]))
 }
+
+// When an append fails, cutting off what it wrote may fail with it.
+func TestWhatAFailedAppendLeftNeverBecomesABatch(t *testing.T) {
+	t.Parallel()
+	cfg := Config{Dir: t.TempDir(), SegmentBytes: 1000}
+	s := open(t, cfg)
+	first := put(t, s, "first")
+	left := Record{Stamp: first, Body: []byte("failed")}
+	left.Sequence++
+	left.BatchID = uuid.New()
+	_, err := s.active.WriteAt(appendRecord(nil, &left), s.segments[0].size)
+	require.NoError(t, err)
+	second := put(t, s, string(make([]byte, 1000))) // into the next segment
+	require.Equal(t, left.Mark, second.Mark)
+	require.NoError(t, s.Close())
+
+	s = open(t, cfg)
+	require.Equal(t, first, accept(t, s).Stamp)
+	require.Equal(t, second, accept(t, s).Stamp)
+	_, ok, err := s.Oldest()
+	require.NoError(t, err)
+	require.False(t, ok)
+}
