@@ -20,8 +20,8 @@ type Config struct {
 	MaxWireBytes int64
 
 	// MaxInFlightBytes bounds what all pushes together hold in memory: the
-	// bytes of their bodies while they are read, twice the encoded batch while
-	// it is published. A push beyond it is answered 503 and comes again.
+	// bytes of their bodies and of the batches made of them while they are read,
+	// twice the encoded batch while it is published. A push beyond it is answered 503 and comes again.
 	// Defaults to 64 MiB. Too low, and a fleet that comes back after an outage
 	// takes long to catch up; too high, and it takes the process down.
 	MaxInFlightBytes int64
@@ -67,7 +67,7 @@ func (c Config) Validate() error {
 		what  string
 		bytes int64
 	}{
-		{"max-body-bytes", c.Limits.MaxBodyBytes},
+		{"max-body-bytes and max-encoded-bytes", c.Limits.MaxBodyBytes + int64(c.Limits.MaxEncodedBytes) + requestCost},
 		{"twice max-encoded-bytes", 2 * int64(c.Limits.MaxEncodedBytes)},
 	} {
 		if c.MaxInFlightBytes < need.bytes+maxWindow {

@@ -46,7 +46,7 @@ const maxWindow = 8 << 20
 const requestCost = 64 << 10
 
 // intake reads one body: from the wire, inflated, within the budget. It must be
-// closed.
+// closed. It is a jsonpush.Holder.
 type intake struct {
 	encoding encoding
 	wire     wireReader
@@ -93,6 +93,14 @@ func (in *intake) Read(p []byte) (int, error) {
 		return n, in.err
 	}
 	return n, err
+}
+
+// Hold books what the batch takes beside its body.
+func (in *intake) Hold(bytes int) error {
+	if !in.lease.grow(int64(bytes)) {
+		return busy()
+	}
+	return nil
 }
 
 func (in *intake) inflate() error {

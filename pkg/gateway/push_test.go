@@ -387,6 +387,32 @@ func TestBytesInFlightAreBounded(t *testing.T) {
 	s.requireAllGivenBack()
 }
 
+// Of four bytes of JSON a row here makes forty-six.
+func TestRowsAreBookedByWhatTheyTakeInTheBatch(t *testing.T) {
+	t.Parallel()
+	s := newStack(t, options{gateway: gateway.Config{Limits: smallLimits()}})
+	c := s.enrol()
+	const n = 5000
+	reader, writer := io.Pipe()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if resp, err := c.newClient().Do(c.request(ctx, reader)); err == nil {
+			_ = resp.Body.Close()
+		}
+	}()
+	go func() {
+		body, _, _ := strings.Cut(c.body(rows(n)), "]]}") // never ends
+		_, _ = io.WriteString(writer, body)
+	}()
+	require.Eventually(t, func() bool { return s.value("pganalytics_gateway_in_flight_bytes") >= n*46 }, 10*time.Second, time.Millisecond)
+	cancel()
+	_ = reader.Close()
+	<-done
+	s.requireAllGivenBack()
+}
+
 func TestConfigReportsAllFaults(t *testing.T) {
 	t.Parallel()
 	err := gateway.Config{

@@ -15,6 +15,7 @@ package jsonpush
 
 import (
 	"crypto/sha256"
+	"fmt"
 	"hash"
 	"io"
 	"time"
@@ -26,14 +27,24 @@ import (
 	"pganalytics/pkg/fault"
 )
 
-// Decode reads a whole body, inflated, from the collector whose credential was
+// Holder is a body that bounds the memory it costs. Rows can take many times
+// the bytes in a batch that they take in JSON.
+type Holder interface {
+	// Hold is told that the batch has grown by so many bytes. Its error ends
+	// the decoding and is returned, wrapped.
+	Hold(bytes int) error
+}
+
+// Decode reads a whole body, inflated, which may be a Holder, from the collector whose credential was
 // verified. The batch is sealed and was received now. Errors are *fault.Error
 // of class Invalid, Forbidden, TooLarge or, with code clock_skew, Unprocessable,
 // and what the reader returns, wrapped. Beside an error the report is nil, save
 // when no item was acceptable (nothing_accepted).
 func Decode(body io.Reader, collector uuid.UUID, cat *catalogue.Catalogue, lim Limits, now time.Time) (*batch.Batch, *Report, error) {
 	hashed := newBodyReader(body, collector, lim.MaxBodyBytes)
+	holder, _ := body.(Holder)
 	d := &decoder{
+		holder:    holder,
 		scan:      newScanner(hashed),
 		body:      hashed,
 		collector: collector,
@@ -76,6 +87,8 @@ type decoder struct {
 	rowCount   int
 	tuples     []byte // of all items back to back
 	overhead   int    // of the envelope around the tuples, from above
+	holder     Holder // nil: nobody asks
+	held       int    // bytes that it was told of
 	servers    map[string]server
 }
 
@@ -132,8 +145,23 @@ func (d *decoder) addItem(it *item) error {
 	for _, c := range it.plan.columns {
 		d.overhead += columnOverhead + len(c.Name)
 	}
-	if len(d.tuples)+d.overhead > d.limits.MaxEncodedBytes {
+	return d.fits()
+}
+
+// fits checks the batch so far against its limit and the holder's.
+func (d *decoder) fits() error {
+	size := len(d.tuples) + d.overhead
+	if size > d.limits.MaxEncodedBytes {
 		return batchTooLarge()
+	}
+	const step = 16 << 10 // the holder need not hear of every row
+	if d.holder == nil || size < d.held+step {
+		return nil
+	}
+	grown := size - d.held
+	d.held = size
+	if err := d.holder.Hold(grown); err != nil {
+		return fmt.Errorf("hold rows: %w", err)
 	}
 	return nil
 }

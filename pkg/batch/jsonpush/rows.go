@@ -80,11 +80,8 @@ func (e *rowEncoder) row(raw []byte, row int) error {
 	default:
 		it.refuse(rowPointer(row), rowsInvalid)
 	}
-	if len(e.tuples)+e.overhead > e.limits.MaxEncodedBytes {
-		return batchTooLarge()
-	}
 	it.rows++
-	return nil
+	return e.fits()
 }
 
 // reserve doubles the room for tuples before it runs out. Append alone grows
