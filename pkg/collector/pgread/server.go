@@ -169,8 +169,22 @@ func (s *Server) connect(ctx context.Context, database string) (*pgconn.PgConn, 
 	if err != nil {
 		return nil, fmt.Errorf("connect: %w", err)
 	}
+	if _, err := conn.Exec(ctx, searchPathSQL).ReadAll(); err != nil {
+		hangUp(conn)
+		return nil, fmt.Errorf("set search_path: %w", err)
+	}
 	return conn, nil
 }
+
+// searchPathSQL leaves the system's schema and, for the names that only an
+// extension has, the extension's own. Any other may be one that strangers write
+// to, whose functions would then run with the rights of the collector's role.
+const searchPathSQL = `
+select pg_catalog.set_config('search_path', pg_catalog.concat_ws(', ', 'pg_catalog',
+       (select pg_catalog.quote_ident(n.nspname)
+          from pg_catalog.pg_extension e
+          join pg_catalog.pg_namespace n on n.oid operator(pg_catalog.=) e.extnamespace
+         where e.extname operator(pg_catalog.=) 'pg_stat_statements')), false)`
 
 // hangUp closes a connection without waiting long for the server.
 func hangUp(conn *pgconn.PgConn) {

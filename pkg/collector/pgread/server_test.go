@@ -190,6 +190,31 @@ func TestSessionIsReadOnlyAndBounded(t *testing.T) {
 	require.JSONEq(t, `["pganalytics-collector 5s 100ms on",1]`, string(r.of("settings").Rows[0]))
 }
 
+func TestNoFunctionOfAStrangerIsCalled(t *testing.T) {
+	t.Parallel()
+	url := testdb.Empty(t)
+	conn, err := pgx.Connect(t.Context(), url)
+	require.NoError(t, err)
+	defer func() { _ = conn.Close(t.Context()) }()
+	execute := func(sql string) {
+		_, err := conn.Exec(t.Context(), sql)
+		require.NoError(t, err)
+	}
+	execute("create function public.pg_stat_statements(boolean) returns bigint language sql as 'select 7::bigint'")
+	path := family("path", "instance", "select current_setting('search_path') as datname, 1::bigint as v")
+	trap := family("trap", "instance", "select 'x'::text as datname, pg_stat_statements(true) as v")
+	r := start(t, Config{Name: "db1", Conninfo: url}, load(t, path, trap))
+	require.JSONEq(t, `["pg_catalog",1]`, string(r.of("path").Rows[0]))
+	require.Eventually(t, func() bool {
+		return testutil.ToFloat64(r.metrics.queryErrors.WithLabelValues("db1", "trap")) == 1
+	}, 20*time.Second, 10*time.Millisecond, "the family fails instead")
+
+	execute(`create schema "Our own"`)
+	execute(`create extension pg_stat_statements schema "Our own"`)
+	r = start(t, Config{Name: "db1", Conninfo: url}, load(t, path))
+	require.JSONEq(t, `["pg_catalog, \"Our own\"",1]`, string(r.of("path").Rows[0]))
+}
+
 func TestAFailingQueryStopsNothingElse(t *testing.T) {
 	t.Parallel()
 	r := start(t, Config{Name: "db1", Conninfo: testdb.Empty(t)}, load(t,
