@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"flag"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,6 +11,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
+
+	"pganalytics/pkg/cmdline"
 )
 
 var update = flag.Bool("update", false, "rewrite golden files")
@@ -62,4 +65,21 @@ func TestTheEnrolmentTokenComesFromAFileOrStandardInput(t *testing.T) {
 	got, err = (&enrollCommand{TokenFile: "-"}).token(strings.NewReader("pge_2_y\n"))
 	require.NoError(t, err)
 	require.Equal(t, "pge_2_y", got)
+}
+
+// The command that makes a token prints the line to enrol with in the same
+// form.
+func TestTheReadmesCommandLinesAreTaken(t *testing.T) {
+	t.Parallel()
+	readme, err := os.ReadFile(filepath.Join("..", "..", "README.md"))
+	require.NoError(t, err)
+	lines := 0
+	for line := range strings.Lines(string(readme)) {
+		if args := strings.Fields(line); len(args) > 1 && args[0] == "collector" {
+			lines++
+			_, err := cmdline.Parse("collector", "", &commands{}, args[1:], io.Discard, io.Discard)
+			require.NoError(t, err, line)
+		}
+	}
+	require.Equal(t, 3, lines)
 }
