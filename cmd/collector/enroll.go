@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"pganalytics/pkg/collector"
+	"pganalytics/pkg/collector/spool"
 	"pganalytics/pkg/collector/uplink"
 	"pganalytics/pkg/daemon"
 )
@@ -26,6 +27,13 @@ type enrollCommand struct {
 
 // Run enrols.
 func (c *enrollCommand) Run(ctx context.Context, io *streams) error {
+	// A running collector would go on under the old identity, and write it
+	// over the new one with its next renewal.
+	held, err := spool.Hold(collector.SpoolDir(c.StateDir))
+	if err != nil {
+		return fmt.Errorf("stop the collector first: %w", err)
+	}
+	defer func() { _ = held.Close() }()
 	token, err := c.token(io.in)
 	if err != nil {
 		return err

@@ -4,15 +4,19 @@ import (
 	"bytes"
 	"flag"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
 	"pganalytics/pkg/cmdline"
+	"pganalytics/pkg/collector"
+	"pganalytics/pkg/collector/spool"
 )
 
 var update = flag.Bool("update", false, "rewrite golden files")
@@ -82,4 +86,21 @@ func TestTheReadmesCommandLinesAreTaken(t *testing.T) {
 		}
 	}
 	require.Equal(t, 3, lines)
+}
+
+func TestARunningCollectorKeepsItsIdentity(t *testing.T) {
+	t.Parallel()
+	state := t.TempDir()
+	s, err := spool.Open(spool.Config{Dir: collector.SpoolDir(state)}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	require.NoError(t, err)
+	enroll := func() error {
+		_, err := command(t, "enroll", "--force", "--url=https://127.0.0.1:1", "--ca-fingerprint=sha256:"+strings.Repeat("0", 64),
+			"--name=db1", "--token-file=-", "--state-dir", state)
+		return err
+	}
+	require.ErrorIs(t, enroll(), spool.ErrLocked)
+	require.NoError(t, s.Close())
+	err = enroll()
+	require.NotErrorIs(t, err, spool.ErrLocked)
+	require.ErrorContains(t, err, "token is empty")
 }

@@ -14,6 +14,8 @@ package spool
 import (
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -139,6 +141,16 @@ func takeLock(dir string) (*os.File, error) {
 		return nil, fmt.Errorf("lock %s: %w", dir, err)
 	}
 	return f, nil
+}
+
+// Hold keeps collectors out of the spool in dir until the result is closed,
+// also once the directory has another name. Without a spool there is nothing to
+// hold. Errors: ErrLocked.
+func Hold(dir string) (io.Closer, error) {
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		return io.NopCloser(nil), nil
+	}
+	return takeLock(dir)
 }
 
 // recover reads what is there, decides which epoch counts and repairs.
