@@ -83,7 +83,7 @@ type Spool struct {
 	cfg     Config
 	log     *slog.Logger
 	metrics *metrics
-	lock    *os.File
+	lock    io.Closer
 	arrived chan struct{} // size 1: a forgotten signal, not a queue
 	room    chan struct{} // size 1, likewise
 
@@ -126,9 +126,18 @@ func Open(cfg Config, log *slog.Logger, reg prometheus.Registerer) (*Spool, erro
 	return s, nil
 }
 
-// takeLock holds the directory until the file is closed; the kernel lets go of
-// it when the process ends in whatever way.
-func takeLock(dir string) (*os.File, error) {
+// lock is the hold on a spool's directory.
+type lock struct{ *os.File }
+
+// Close lets go of the directory. The lock is given back before the file is
+// closed: a process that is being started at this moment has the file too.
+func (l lock) Close() error {
+	return errors.Join(unix.Flock(int(l.Fd()), unix.LOCK_UN), l.File.Close())
+}
+
+// takeLock holds the directory until the result is closed; the kernel lets go
+// of it when the process ends in whatever way.
+func takeLock(dir string) (io.Closer, error) {
 	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("lock spool: %w", err)
@@ -140,7 +149,7 @@ func takeLock(dir string) (*os.File, error) {
 		}
 		return nil, fmt.Errorf("lock %s: %w", dir, err)
 	}
-	return f, nil
+	return lock{f}, nil
 }
 
 // Hold keeps collectors out of the spool in dir until the result is closed,
