@@ -130,6 +130,15 @@ func (g *Gateway) publish(ctx context.Context, b *batch.Batch) (duplicate bool, 
 	began := time.Now()
 	duplicate, err = g.publisher.Publish(ctx, b)
 	g.metrics.published(time.Since(began), err)
+	if fault.ClassOf(err) == fault.TooLarge {
+		// The batch was within the limits that the stream had when we started,
+		// so it is the stream that has become too narrow. That can be mended,
+		// and at 413 the sender would give the batch up.
+		err = &fault.Error{
+			Class: fault.Unavailable, Code: fault.Unavailable.String(),
+			Detail: "The stream does not take batches of this size now; send it again.", Err: err,
+		}
+	}
 	if err != nil {
 		return false, fmt.Errorf("publish batch: %w", err)
 	}

@@ -19,6 +19,7 @@ import (
 
 	"pganalytics/pkg/batch"
 	"pganalytics/pkg/bus"
+	"pganalytics/pkg/bus/natsserver"
 	"pganalytics/pkg/gateway"
 	"pganalytics/pkg/identity"
 	"pganalytics/pkg/identity/ca"
@@ -174,6 +175,28 @@ func TestNothingIsAcceptedThatTheStreamDidNotConfirm(t *testing.T) {
 			s.batches(1)
 		})
 	}
+}
+
+// The batch is within the gateway's limits; that the stream's have become
+// narrower than those is no fault of the batch.
+func TestABatchThatTheStreamHasBecomeTooNarrowForIsNotRefused(t *testing.T) {
+	t.Parallel()
+	s := newStack(t, options{})
+	c := s.enrol()
+	body := c.body(rows(4000)) // some 180 KiB on the stream
+	maxPayload := func(n int32) {
+		s.nats.Restart(func(cfg *natsserver.Config) { cfg.MaxPayload = n })
+		require.Eventually(t, func() bool { return s.bus.MaxPayload() == int64(n) }, 20*time.Second, 5*time.Millisecond)
+	}
+	maxPayload(128 << 10)
+	status, header, text := c.push(body)
+	requireRetry(t, status, header, text, "unavailable")
+	maxPayload(natsserver.MaxPayload)
+	require.Eventually(t, func() bool {
+		status, _, _ = c.push(body)
+		return status == http.StatusAccepted
+	}, 20*time.Second, 50*time.Millisecond)
+	s.batches(1)
 }
 
 func resize(t *testing.T, js jetstream.JetStream, maxBytes int64) {

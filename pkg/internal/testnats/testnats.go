@@ -39,10 +39,14 @@ func (s *Server) URL() string { return s.url }
 // Stop shuts the server down and returns when it is gone. Stopping twice is the same as once.
 func (s *Server) Stop() { s.srv.Stop() }
 
-// Restart stops the server, if it runs, and starts it on the same folder and port.
-func (s *Server) Restart() {
+// Restart stops the server, if it runs, and starts it on the same folder and port. change may alter its
+// configuration from then on.
+func (s *Server) Restart(change ...func(*natsserver.Config)) {
 	s.tb.Helper()
 	s.Stop()
+	for _, f := range change {
+		f(&s.cfg)
+	}
 	s.start()
 }
 
