@@ -19,7 +19,7 @@ func TestASpoolThatFilledItsVolumeIsEmptiedBySending(t *testing.T) {
 	} else {
 		require.NoError(t, err)
 	}
-	t.Cleanup(func() { require.NoError(t, unix.Unmount(dir, 0)) })
+	t.Cleanup(func() { require.NoError(t, unix.Unmount(dir, unix.MNT_DETACH)) })
 	s := open(t, Config{Dir: dir, SegmentBytes: 300 << 10})
 	fill := func() {
 		for size := 1000; size > 0; { // to the last block
