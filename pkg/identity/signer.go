@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
@@ -15,35 +16,47 @@ import (
 
 // Signer makes access tokens. It needs neither a database nor NATS.
 type Signer struct {
-	tokens Tokens
+	tokens  Tokens
+	now     func() time.Time
+	current atomic.Pointer[keyPair]
+}
+
+type keyPair struct {
 	key    ed25519.PrivateKey
 	record ca.SigningKey
-	now    func() time.Time
 }
 
 // NewSigner makes a signer. record is the public half of key with the root's
 // signature; verifiers find it in the bucket by its id. now defaults to
 // time.Now.
 func NewSigner(tokens Tokens, key ed25519.PrivateKey, record ca.SigningKey, now func() time.Time) (*Signer, error) {
-	if !ed25519.PublicKey(record.PublicKey).Equal(key.Public()) {
-		return nil, errors.New("token signer: key and record do not belong together")
-	}
 	if now == nil {
 		now = time.Now
 	}
-	return &Signer{tokens: tokens.withDefaults(), key: key, record: record, now: now}, nil
+	s := &Signer{tokens: tokens.withDefaults(), now: now}
+	return s, s.Use(key, record)
+}
+
+// Use signs with another key from now on. Let verifiers know it first.
+func (s *Signer) Use(key ed25519.PrivateKey, record ca.SigningKey) error {
+	if !ed25519.PublicKey(record.PublicKey).Equal(key.Public()) {
+		return errors.New("token signer: key and record do not belong together")
+	}
+	s.current.Store(&keyPair{key, record})
+	return nil
 }
 
 // Record returns the public half of the signing key, for the bucket.
-func (s *Signer) Record() ca.SigningKey { return s.record }
+func (s *Signer) Record() ca.SigningKey { return s.current.Load().record }
 
 // CollectorToken returns an access token that works only together with cert,
 // and when it expires.
 func (s *Signer) CollectorToken(id uuid.UUID, hostname string, cert *x509.Certificate) (string, time.Time, error) {
+	pair := s.current.Load()
 	now := s.now().UTC().Truncate(time.Second)
 	expires := now.Add(CollectorTokenLife)
-	if !s.record.Covers(now) || !s.record.Covers(expires) {
-		return "", time.Time{}, errors.New("sign token: the signing key is out of its time; a restart makes a new one")
+	if !pair.record.Covers(now) || !pair.record.Covers(expires) {
+		return "", time.Time{}, errors.New("sign token: the signing key is out of its time")
 	}
 	token := jwt.NewWithClaims(jwt.SigningMethodEdDSA, &collectorClaims{
 		Issuer: s.tokens.Issuer, Audience: s.tokens.Audience,
@@ -52,8 +65,8 @@ func (s *Signer) CollectorToken(id uuid.UUID, hostname string, cert *x509.Certif
 		CollectorID: id.String(), Hostname: hostname, Type: accessType,
 		Confirmation: confirmation{X5T: x5t(cert)},
 	})
-	token.Header = map[string]any{"alg": jwt.SigningMethodEdDSA.Alg(), "typ": accessTokenType, "kid": s.record.KID}
-	signed, err := token.SignedString(s.key)
+	token.Header = map[string]any{"alg": jwt.SigningMethodEdDSA.Alg(), "typ": accessTokenType, "kid": pair.record.KID}
+	signed, err := token.SignedString(pair.key)
 	if err != nil {
 		return "", time.Time{}, fmt.Errorf("sign token: %w", err)
 	}

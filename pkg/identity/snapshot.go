@@ -30,11 +30,11 @@ import (
 // stale. So an emptied, cut or older bucket never lets a revoked collector in
 // and never turns a known one away.
 type Snapshot struct {
-	roots   []ed25519.PublicKey
 	log     *slog.Logger
 	metrics *metrics
 
 	mu        sync.RWMutex
+	roots     []ed25519.PublicKey
 	live      *contents // served; nil before the first complete snapshot
 	next      *contents // being built; nil when live is what the bucket holds
 	delivered bool      // Complete was called for next
@@ -44,9 +44,17 @@ type Snapshot struct {
 // contents is what a bucket holds, as far as it is valid.
 type contents struct {
 	meta       Meta // zero: none yet
-	keys       map[string]ca.SigningKey
+	keys       map[string]ca.SigningKey // those of offered that a root vouches for
+	offered    map[string]ca.SigningKey // well-formed; a root that is trusted later may vouch for them
 	collectors map[uuid.UUID]Collector
-	revoked    map[string]Revocation // by thumbprint
+	revoked    map[string]Revocation // by thumbprint; of signing keys too, see ca.KeyFingerprint
+}
+
+func newContents() *contents {
+	return &contents{
+		keys: map[string]ca.SigningKey{}, offered: map[string]ca.SigningKey{},
+		collectors: map[uuid.UUID]Collector{}, revoked: map[string]Revocation{},
+	}
 }
 
 // NewSnapshot makes an empty snapshot that believes signing keys only on the
@@ -65,11 +73,31 @@ func (s *Snapshot) Begin() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.delivered = false
-	s.next = &contents{
-		keys:       map[string]ca.SigningKey{},
-		collectors: map[uuid.UUID]Collector{},
-		revoked:    map[string]Revocation{},
+	s.next = newContents()
+}
+
+// TrustRoots replaces the roots whose word for signing keys is believed. Keys
+// that are there already are judged anew.
+func (s *Snapshot) TrustRoots(roots []ed25519.PublicKey) error {
+	if len(roots) == 0 {
+		return errors.New("trust roots: at least one key is needed")
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.roots = roots
+	for _, c := range []*contents{s.live, s.next} {
+		if c == nil {
+			continue
+		}
+		clear(c.keys)
+		for kid, k := range c.offered {
+			if k.Verify(roots) == nil {
+				c.keys[kid] = k
+			}
+		}
+	}
+	s.promote()
+	return nil
 }
 
 // Apply takes one record. One that is spoilt, or a signing key without the
@@ -104,9 +132,13 @@ func (s *Snapshot) apply(c *contents, key string, value []byte) error {
 			c.meta = m
 		}
 	case strings.HasPrefix(key, keyPrefix):
-		delete(c.keys, strings.TrimPrefix(key, keyPrefix))
-		k, err := decodeKey(key, value, s.roots)
+		c.forget(key)
+		k, err := decodeKey(key, value)
 		if err != nil {
+			return s.refuse("key", err)
+		}
+		c.offered[k.KID] = k
+		if err := k.Verify(s.roots); err != nil {
 			return s.refuse("key", err) // the alarm: someone without the root key writes here
 		}
 		c.keys[k.KID] = k
@@ -140,12 +172,9 @@ func (c *contents) refuseToo(next *contents, key string) {
 	}
 }
 
-func decodeKey(key string, value []byte, roots []ed25519.PublicKey) (ca.SigningKey, error) {
+func decodeKey(key string, value []byte) (ca.SigningKey, error) {
 	var k ca.SigningKey
 	if err := json.Unmarshal(value, &k); err != nil {
-		return k, err
-	}
-	if err := k.Verify(roots); err != nil {
 		return k, err
 	}
 	if keyPrefix+k.KID != key {
@@ -172,6 +201,7 @@ func (c *contents) forget(key string) {
 	switch {
 	case strings.HasPrefix(key, keyPrefix):
 		delete(c.keys, strings.TrimPrefix(key, keyPrefix))
+		delete(c.offered, strings.TrimPrefix(key, keyPrefix))
 	case strings.HasPrefix(key, collectorPrefix):
 		if id, err := uuid.Parse(strings.TrimPrefix(key, collectorPrefix)); err == nil {
 			delete(c.collectors, id)
@@ -212,7 +242,8 @@ func (s *Snapshot) promote() {
 
 func (c *contents) whole() bool {
 	m := c.meta
-	return m.Generation > 0 && len(c.collectors) >= m.Collectors && len(c.revoked) >= m.Revoked && len(c.keys) >= m.Keys
+	// Offered keys: its writer may trust a root that this process does not yet, or no longer.
+	return m.Generation > 0 && len(c.collectors) >= m.Collectors && len(c.revoked) >= m.Revoked && len(c.offered) >= m.Keys
 }
 
 // Confirm says that at the given time the bucket held nothing that was not
@@ -239,7 +270,34 @@ func (s *Snapshot) Observed() (o Observed, ok bool) {
 	if s.live != nil {
 		o.Served = s.live.meta.Generation
 	}
+	if s.live != nil && s.next != nil {
+		o.Lost = s.live.missingIn(s.next)
+	}
 	return o, true
+}
+
+// missingIn returns what c refuses and next does not: a bucket that was made
+// anew has forgotten it.
+func (c *contents) missingIn(next *contents) Refusals {
+	var lost Refusals
+	for thumbprint, r := range c.revoked {
+		if _, ok := next.revoked[thumbprint]; !ok {
+			lost.Revoked = append(lost.Revoked, r)
+		}
+	}
+	for id, k := range c.collectors {
+		if k.ChangedAt.After(next.collectors[id].ChangedAt) {
+			lost.Collectors = append(lost.Collectors, k)
+		}
+	}
+	return lost
+}
+
+// Refusals are records that must not get lost: revocations, and collectors at
+// their newest.
+type Refusals struct {
+	Revoked    []Revocation
+	Collectors []Collector
 }
 
 // Observed is a copy of the bucket's valid records.
@@ -249,6 +307,7 @@ type Observed struct {
 	Collectors map[uuid.UUID]Collector
 	Revoked    map[string]Revocation
 	Keys       map[string]ca.SigningKey
+	Lost       Refusals // what is served and the bucket, made anew, does not hold
 }
 
 func (s *Snapshot) observed() *contents {
@@ -285,9 +344,16 @@ func (s *Snapshot) lookup(id uuid.UUID, thumbprint string) (c Collector, known, 
 }
 
 func (s *Snapshot) signingKey(kid string) (k ca.SigningKey, known bool) {
+	fingerprint, err := ca.KeyFingerprint(kid)
+	if err != nil {
+		return k, false
+	}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	if s.live == nil {
+		return k, false
+	}
+	if _, revoked := s.live.revoked[fingerprint]; revoked {
 		return k, false
 	}
 	k, known = s.live.keys[kid]

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -51,7 +52,7 @@ func (c VerifierConfig) Validate() error {
 // Verifier checks the credentials of collectors. Its methods may be called at
 // once.
 type Verifier struct {
-	chains   *chains
+	chains   atomic.Pointer[chains]
 	snapshot *Snapshot
 	parser   *jwt.Parser
 	maxAge   time.Duration
@@ -74,8 +75,7 @@ func NewVerifier(cfg VerifierConfig, snapshot *Snapshot) (*Verifier, error) {
 		return nil, fmt.Errorf("identity verifier: %w", err)
 	}
 	tokens := cfg.Tokens.withDefaults()
-	return &Verifier{
-		chains:   chains,
+	v := &Verifier{
 		snapshot: snapshot,
 		parser: jwt.NewParser(
 			jwt.WithValidMethods([]string{jwt.SigningMethodEdDSA.Alg()}),
@@ -85,12 +85,30 @@ func NewVerifier(cfg VerifierConfig, snapshot *Snapshot) (*Verifier, error) {
 		),
 		maxAge: cfg.MaxAge,
 		now:    cfg.Now,
-	}, nil
+	}
+	v.chains.Store(chains)
+	return v, nil
 }
 
 // CollectorCAs returns the anchors of collector certificates, for the listener.
 // What the listener lets in is checked again with each request.
-func (v *Verifier) CollectorCAs() *x509.CertPool { return v.chains.pool }
+func (v *Verifier) CollectorCAs() *x509.CertPool { return v.chains.Load().pool }
+
+// TrustCollectorCAs replaces the anchors of collector certificates, also for
+// connections that are open. It errs, and leaves them as they are, on anchors
+// that NewVerifier would refuse.
+func (v *Verifier) TrustCollectorCAs(anchors []*x509.Certificate) error {
+	if len(anchors) == 0 {
+		return errors.New("trust collector CAs: at least one certificate is needed")
+	}
+	// What was verified before is verified again: its anchor may be gone.
+	chains, err := newChains(anchors, v.chains.Load().trustDomain)
+	if err != nil {
+		return fmt.Errorf("trust collector CAs: %w", err)
+	}
+	v.chains.Store(chains)
+	return nil
+}
 
 // Ready errs with Unavailable while no request can be decided: before the
 // first snapshot and when it has not been confirmed for too long.
@@ -149,7 +167,7 @@ func (v *Verifier) verifyCertificate(cs tls.ConnectionState, grace time.Duration
 		return Principal{}, nil, fault.New(fault.Unauthenticated, "certificate_required", "A collector certificate over TLS 1.3 is required.")
 	}
 	cert := cs.PeerCertificates[0]
-	id, err := v.chains.verify(cert, now)
+	id, err := v.chains.Load().verify(cert, now)
 	if err != nil {
 		return Principal{}, nil, refuseCertificate(err)
 	}
