@@ -20,18 +20,53 @@ const (
 	stopTimeout    = 5 * time.Second
 )
 
-// publish tells verifiers of a committed change. If it can't, Run will: the
-// change is in the database, and the bucket is compared with it.
-func (s *Service) publish(ctx context.Context, c identity.Collector) {
+// publish tells verifiers of a committed change, revocations first. If it
+// can't, Run will: the change is in the database, and the bucket is compared
+// with it.
+func (s *Service) publish(ctx context.Context, c identity.Collector, revocations ...identity.Revocation) {
 	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()
-	if err := s.put(ctx, c.Record); err != nil {
-		s.Log.Warn("collector not published yet", "collector_id", c.ID, "err", err)
-		select {
-		case s.wake <- struct{}{}:
-		default:
+	var err error
+	for _, r := range revocations {
+		if err = s.put(ctx, r.Record); err != nil {
+			break
 		}
 	}
+	if err == nil {
+		err = s.putCollector(ctx, c)
+	}
+	if err != nil {
+		s.Log.Warn("collector not published yet", "collector_id", c.ID, "err", err)
+		s.unpublished.Store(true)
+		s.wakeUp()
+	}
+}
+
+func (s *Service) wakeUp() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// putCollector never replaces a newer record: two changes that are published
+// at once, perhaps by two processes, may arrive in either order.
+func (s *Service) putCollector(ctx context.Context, c identity.Collector) error {
+	key, value, err := c.Record()
+	if err != nil {
+		return err
+	}
+	err = s.Directory.Revise(ctx, key, func(old []byte) []byte {
+		if old != nil && !c.Supersedes(old) {
+			return nil
+		}
+		return value
+	})
+	if err != nil {
+		s.metrics.publishFailures.Inc()
+		return fmt.Errorf("publish %s: %w", key, err)
+	}
+	return nil
 }
 
 func (s *Service) put(ctx context.Context, record func() (string, []byte, error)) error {
@@ -54,6 +89,10 @@ func (s *Service) Run(ctx context.Context) error {
 	defer tick.Stop()
 	var reconcile, flush retry
 	for {
+		if s.unpublished.Load() || s.revokedKeysChanged() {
+			reconcile = retry{}
+		}
+		s.followKey(ctx)
 		if reconcile.due() {
 			s.attempt(ctx, "reconcile", &reconcile, reconcileEvery, s.Reconcile)
 		}
@@ -113,26 +152,33 @@ func (s *Service) Reconcile(ctx context.Context) error {
 	if !ok {
 		return errNotRead
 	}
-	// The key first and without the database: tokens must go on without it.
-	key := s.Signer.Record()
-	if _, ok := have.Keys[key.KID]; !ok {
-		if err := s.put(ctx, func() (string, []byte, error) { return identity.KeyRecord(key) }); err != nil {
-			return err
-		}
-		have.Keys[key.KID] = key
+	waiting := s.unpublished.Swap(false) // before the database is read: what fails later says so again
+	err := s.reconcile(ctx, have)
+	if err != nil && waiting {
+		s.unpublished.Store(true)
+	}
+	return err
+}
+
+func (s *Service) reconcile(ctx context.Context, have identity.Observed) error {
+	// Keys first and without the database: tokens must go on without it.
+	if err := s.putKeys(ctx, have); err != nil {
+		return err
+	}
+	// What a bucket that was made anew forgot, and the database, if it is from
+	// an older backup, does not know either.
+	if err := s.putRevocations(ctx, have.Lost.Revoked, have.Revoked); err != nil {
+		return err
+	}
+	if err := s.putCollectors(ctx, have.Lost.Collectors, have.Collectors); err != nil {
+		return err
 	}
 	collectors, revocations, err := s.Collectors.Directory(ctx, s.cfg.Now().Add(-identity.RenewalGrace))
 	if err != nil {
 		return err
 	}
-	for _, r := range revocations {
-		if _, ok := have.Revoked[r.Thumbprint]; ok {
-			continue
-		}
-		if err := s.put(ctx, r.Record); err != nil {
-			return err
-		}
-		have.Revoked[r.Thumbprint] = r
+	if err := s.putRevocations(ctx, revocations, have.Revoked); err != nil {
+		return err
 	}
 	if err := s.putCollectors(ctx, collectors, have.Collectors); err != nil {
 		return err
@@ -140,12 +186,25 @@ func (s *Service) Reconcile(ctx context.Context) error {
 	return s.putMeta(ctx, have)
 }
 
+func (s *Service) putRevocations(ctx context.Context, revocations []identity.Revocation, have map[string]identity.Revocation) error {
+	for _, r := range revocations {
+		if _, ok := have[r.Thumbprint]; ok {
+			continue
+		}
+		if err := s.put(ctx, r.Record); err != nil {
+			return err
+		}
+		have[r.Thumbprint] = r
+	}
+	return nil
+}
+
 func (s *Service) putCollectors(ctx context.Context, collectors []identity.Collector, have map[uuid.UUID]identity.Collector) error {
 	for _, c := range collectors {
 		if old, ok := have[c.ID]; ok && !c.ChangedAt.After(old.ChangedAt) {
 			continue
 		}
-		if err := s.put(ctx, c.Record); err != nil {
+		if err := s.putCollector(ctx, c); err != nil {
 			return err
 		}
 		have[c.ID] = c

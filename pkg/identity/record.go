@@ -91,6 +91,13 @@ type Collector struct {
 	ChangedAt  time.Time `json:"changed_at"` // orders two versions of this record
 }
 
+// Supersedes reports whether the record is newer than the value that stands
+// under its key, or that value is none.
+func (c Collector) Supersedes(value []byte) bool {
+	old, err := decodeCollector(collectorPrefix+c.ID.String(), value)
+	return err != nil || c.ChangedAt.After(old.ChangedAt)
+}
+
 // Record returns key and value for the bucket.
 func (c Collector) Record() (string, []byte, error) { return record(collectorPrefix+c.ID.String(), c) }
 

@@ -43,7 +43,7 @@ type Snapshot struct {
 
 // contents is what a bucket holds, as far as it is valid.
 type contents struct {
-	meta       Meta // zero: none yet
+	meta       Meta                     // zero: none yet
 	keys       map[string]ca.SigningKey // those of offered that a root vouches for
 	offered    map[string]ca.SigningKey // well-formed; a root that is trusted later may vouch for them
 	collectors map[uuid.UUID]Collector
@@ -329,6 +329,12 @@ func (s *Snapshot) fresh(now time.Time, maxAge time.Duration) error {
 		return fault.New(fault.Unavailable, "identity_stale", "Identities could not be confirmed recently.")
 	}
 	return nil
+}
+
+// Collector returns what the served contents say of a collector.
+func (s *Snapshot) Collector(id uuid.UUID) (c Collector, known bool) {
+	c, known, _ = s.lookup(id, "")
+	return c, known
 }
 
 // lookup returns what the served contents say of a collector and certificate.

@@ -48,11 +48,11 @@ func (a Anchor) String() string {
 
 // Rotation replaces one anchor of a directory without a failed request:
 //
-//	  ┌─ Begin ──▶ both are trusted, the old one signs
-//	  │   (wait)   until everyone who checks has the new one
-//	  ├─ Switch ─▶ both are trusted, the new one signs
-//	  │   (wait)   until nothing that the old one signed is in use
-//	  └─ Finish ─▶ the new one is trusted alone
+//	┌─ Begin ──▶ both are trusted, the old one signs
+//	│   (wait)   until everyone who checks has the new one
+//	├─ Switch ─▶ both are trusted, the new one signs
+//	│   (wait)   until nothing that the old one signed is in use
+//	└─ Finish ─▶ the new one is trusted alone
 //
 // Each step may be repeated, and may be stopped half-way and repeated. Running
 // services read the files again by themselves; copies elsewhere are the
