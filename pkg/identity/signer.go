@@ -52,23 +52,29 @@ func (s *Signer) Record() ca.SigningKey { return s.current.Load().record }
 // CollectorToken returns an access token that works only together with cert,
 // and when it expires.
 func (s *Signer) CollectorToken(id uuid.UUID, hostname string, cert *x509.Certificate) (string, time.Time, error) {
-	pair := s.current.Load()
 	now := s.now().UTC().Truncate(time.Second)
 	expires := now.Add(CollectorTokenLife)
-	if !pair.record.Covers(now) || !pair.record.Covers(expires) {
-		return "", time.Time{}, errors.New("sign token: the signing key is out of its time")
-	}
-	token := jwt.NewWithClaims(jwt.SigningMethodEdDSA, &collectorClaims{
-		Issuer: s.tokens.Issuer, Audience: s.tokens.Audience,
-		Subject: subjectPrefix + id.String(), ID: uuid.NewString(),
-		ExpiresAt: expires.Unix(), NotBefore: now.Unix(), IssuedAt: now.Unix(),
-		CollectorID: id.String(), Hostname: hostname, Type: accessType,
-		Confirmation: confirmation{X5T: x5t(cert)},
+	signed, err := s.sign(accessTokenType, now, expires, &collectorClaims{
+		registeredClaims: registeredClaims{
+			Issuer: s.tokens.Issuer, Audience: s.tokens.Audience, Type: accessType,
+			Subject: subjectPrefix + id.String(), ID: uuid.NewString(),
+			ExpiresAt: expires.Unix(), NotBefore: now.Unix(), IssuedAt: now.Unix(),
+		},
+		CollectorID: id.String(), Hostname: hostname, Confirmation: confirmation{X5T: x5t(cert)},
 	})
-	token.Header = map[string]any{"alg": jwt.SigningMethodEdDSA.Alg(), "typ": accessTokenType, "kid": pair.record.KID}
+	return signed, expires, err
+}
+
+func (s *Signer) sign(kind string, from, to time.Time, claims jwt.Claims) (string, error) {
+	pair := s.current.Load()
+	if !pair.record.Covers(from) || !pair.record.Covers(to) {
+		return "", errors.New("sign token: the signing key is out of its time")
+	}
+	token := jwt.NewWithClaims(jwt.SigningMethodEdDSA, claims)
+	token.Header = map[string]any{"alg": jwt.SigningMethodEdDSA.Alg(), "typ": kind, "kid": pair.record.KID}
 	signed, err := token.SignedString(pair.key)
 	if err != nil {
-		return "", time.Time{}, fmt.Errorf("sign token: %w", err)
+		return "", fmt.Errorf("sign token: %w", err)
 	}
-	return signed, expires, nil
+	return signed, nil
 }

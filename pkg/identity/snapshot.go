@@ -48,12 +48,14 @@ type contents struct {
 	offered    map[string]ca.SigningKey // well-formed; a root that is trusted later may vouch for them
 	collectors map[uuid.UUID]Collector
 	revoked    map[string]Revocation // by thumbprint; of signing keys too, see ca.KeyFingerprint
+	people     People
 }
 
 func newContents() *contents {
 	return &contents{
 		keys: map[string]ca.SigningKey{}, offered: map[string]ca.SigningKey{},
 		collectors: map[uuid.UUID]Collector{}, revoked: map[string]Revocation{},
+		people: newPeople(),
 	}
 }
 
@@ -155,6 +157,10 @@ func (s *Snapshot) apply(c *contents, key string, value []byte) error {
 			return s.refuse("revocation", errors.New("key is no thumbprint"))
 		}
 		c.revoked[r.Thumbprint] = r
+	default:
+		if kind, mine, err := c.people.apply(key, value); mine && err != nil {
+			return s.refuse(kind, err)
+		}
 	}
 	return nil
 }
@@ -170,6 +176,7 @@ func (c *contents) refuseToo(next *contents, key string) {
 	if r, ok := next.collectors[id]; err == nil && ok && r.ChangedAt.After(c.collectors[id].ChangedAt) {
 		c.collectors[id] = r
 	}
+	c.people.refuseToo(&next.people, key)
 }
 
 func decodeKey(key string, value []byte) (ca.SigningKey, error) {
@@ -198,6 +205,7 @@ func (s *Snapshot) Remove(key string) {
 }
 
 func (c *contents) forget(key string) {
+	c.people.forget(key)
 	switch {
 	case strings.HasPrefix(key, keyPrefix):
 		delete(c.keys, strings.TrimPrefix(key, keyPrefix))
@@ -243,7 +251,8 @@ func (s *Snapshot) promote() {
 func (c *contents) whole() bool {
 	m := c.meta
 	// Offered keys: its writer may trust a root that this process does not yet, or no longer.
-	return m.Generation > 0 && len(c.collectors) >= m.Collectors && len(c.revoked) >= m.Revoked && len(c.offered) >= m.Keys
+	return m.Generation > 0 && len(c.collectors) >= m.Collectors && len(c.revoked) >= m.Revoked && len(c.offered) >= m.Keys &&
+		c.people.holds(m)
 }
 
 // Confirm says that at the given time the bucket held nothing that was not
@@ -266,7 +275,8 @@ func (s *Snapshot) Observed() (o Observed, ok bool) {
 	if c == nil || s.next != nil && !s.delivered {
 		return o, false
 	}
-	o = Observed{Meta: c.meta, Collectors: maps.Clone(c.collectors), Revoked: maps.Clone(c.revoked), Keys: maps.Clone(c.keys)}
+	o = Observed{Meta: c.meta, Collectors: maps.Clone(c.collectors), Revoked: maps.Clone(c.revoked), Keys: maps.Clone(c.keys),
+		People: c.people.clone()}
 	if s.live != nil {
 		o.Served = s.live.meta.Generation
 	}
@@ -279,7 +289,7 @@ func (s *Snapshot) Observed() (o Observed, ok bool) {
 // missingIn returns what c refuses and next does not: a bucket that was made
 // anew has forgotten it.
 func (c *contents) missingIn(next *contents) Refusals {
-	var lost Refusals
+	lost := Refusals{People: c.people.missingIn(&next.people)}
 	for thumbprint, r := range c.revoked {
 		if _, ok := next.revoked[thumbprint]; !ok {
 			lost.Revoked = append(lost.Revoked, r)
@@ -298,6 +308,7 @@ func (c *contents) missingIn(next *contents) Refusals {
 type Refusals struct {
 	Revoked    []Revocation
 	Collectors []Collector
+	People     People
 }
 
 // Observed is a copy of the bucket's valid records.
@@ -307,6 +318,7 @@ type Observed struct {
 	Collectors map[uuid.UUID]Collector
 	Revoked    map[string]Revocation
 	Keys       map[string]ca.SigningKey
+	People     People
 	Lost       Refusals // what is served and the bucket, made anew, does not hold
 }
 
