@@ -132,6 +132,7 @@ func (p *process) auth(ctx context.Context, db *DatabaseFlags, a *auth, b *bus.B
 	svc.UserRoutes(users)
 	svc.CollectorRoutes(collectors)
 	p.check("tokens", func(context.Context) error { return svc.Ready() })
+	p.followAuthority(a.authority)
 	p.part("authsvc", svc.Run)
 	return pg, nil
 }

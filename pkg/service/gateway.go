@@ -149,6 +149,7 @@ func (p *process) verifier(trust *TrustFlags, b *bus.Bus) (*identity.Snapshot, *
 	if err != nil {
 		return nil, nil, err
 	}
+	p.followTrust(*trust, snapshot, verifier)
 	p.check("identity", func(context.Context) error { return verifier.Ready() })
 	p.part("identity snapshot", func(ctx context.Context) error { return b.IdentityBucket().Follow(ctx, snapshot) })
 	return snapshot, verifier, nil

@@ -121,7 +121,8 @@ func (p *process) serve(ctx context.Context, cfg *Serve, cat *catalogue.Catalogu
 		cfg.CollectorURL = reachedAs(cfg.Hosts[0], collectorServer.Addr())
 	}
 
-	p.part("server certificate", func(ctx context.Context) error { return p.renewServer(ctx, dir, cfg.Hosts) })
+	// It is renewed months before its end, and the listeners read it again.
+	p.daily("renew the server certificate", func() error { return ca.RenewServer(dir, cfg.Hosts, time.Now()) })
 	p.guard(b)
 	if err := p.ingest(ctx, &cfg.IngestFlags, &cfg.Database, cat, b); err != nil {
 		return err
@@ -141,25 +142,6 @@ func (p *process) serve(ctx context.Context, cfg *Serve, cat *catalogue.Catalogu
 	p.endpoints.Users, p.endpoints.Collectors = userServer.URL(), collectorServer.URL()
 	p.parts = append(p.parts, userServer.Part(users), collectorServer.Part(collectors))
 	return p.run(ctx)
-}
-
-// renewServerEvery is how often the listeners' certificate is looked at; it is
-// renewed months before its end, and the listeners read it again.
-const renewServerEvery = 24 * time.Hour
-
-func (p *process) renewServer(ctx context.Context, pkiDir string, hosts []string) error {
-	tick := time.NewTicker(renewServerEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-		if err := ca.RenewServer(pkiDir, hosts, time.Now()); err != nil {
-			p.log.Error("renew the server certificate", "err", err)
-		}
-	}
 }
 
 // unserved closes a listener unless it served, and closed, already.

@@ -249,6 +249,20 @@ func (a *Authority) IssueCollector(id uuid.UUID, r *Request) (*x509.Certificate,
 	return cert, nil
 }
 
+// Dir returns the authority's directory.
+func (a *Authority) Dir() string { return a.options.Dir }
+
+// Files returns the files that Reload reads.
+func (a *Authority) Files() []string {
+	files := []string{
+		collectorCAKeyFile, CollectorCAFile, serverCAKeyFile, ServerCAFile, RootFile, signingKeyFile, revokedKeysFile,
+	}
+	for i, name := range files {
+		files[i] = filepath.Join(a.options.Dir, name)
+	}
+	return files
+}
+
 // TrustDomain returns the trust domain of the collector identities.
 func (a *Authority) TrustDomain() string { return a.options.TrustDomain }
 
