@@ -24,7 +24,7 @@ with recent as (
     where stored_at > now() - $1::interval
     group by collector_id
 ), ever as (
-    select collector_id, max(last_seen) as at
+    select collector_id, least(max(last_seen), now()) as at -- by the sender's clock
     from metrics.server
     group by collector_id
 ), state as (
@@ -33,7 +33,7 @@ with recent as (
              when recent.at is not null then 'active'
              when ever.at is not null then 'offline'
              else 'registered' end as status,
-        greatest(recent.at, least(ever.at, now()), k.last_seen) as last_seen,
+        greatest(recent.at, ever.at, k.last_seen) as last_seen,
         k.generation, c.thumbprint, c.not_after, k.config_version, k.created_at, k.updated_at
     from identity.collector k
     join identity.certificate c on c.collector_id = k.id and c.generation = k.generation
