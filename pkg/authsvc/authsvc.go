@@ -1,5 +1,6 @@
-// Package authsvc lets collectors in: it enrols them, renews their
-// certificates, and hands out their access tokens.
+// Package authsvc lets people and collectors in: it keeps users and their
+// sessions, enrols collectors, renews their certificates, and hands out access
+// tokens.
 //
 // Invariants: a private key never leaves the collector. An act and its audit
 // row are one transaction. What the database has committed is then published
@@ -132,6 +133,7 @@ type Directory interface {
 	// Revise puts what change makes of the present value, with nobody else's
 	// value in between; nil leaves it.
 	Revise(ctx context.Context, key string, change func(old []byte) []byte) error
+	Delete(ctx context.Context, key string) error
 }
 
 // Certificate is an issued certificate as the store keeps it.
@@ -167,6 +169,9 @@ var (
 type Needs struct {
 	Collectors CollectorStore
 	Tokens     TokenStore
+	Users      UserStore
+	APITokens  APITokenStore
+	Audit      AuditStore
 	Directory  Directory
 	Snapshot   *identity.Snapshot // of the bucket that Directory writes to
 	Verifier   *identity.Verifier // on top of Snapshot
@@ -196,6 +201,12 @@ type Service struct {
 	flushing sync.Mutex
 	mu       sync.Mutex
 	used     map[string]time.Time // certificates seen in use that the store does not know of yet
+	// usedTokens is the same of API tokens.
+	usedTokens map[string]time.Time
+
+	hasher   *hasher
+	throttle *throttle
+	refused  refusals
 }
 
 // New makes the service. It does nothing until its routes are called and Run
@@ -216,9 +227,14 @@ func New(cfg Config, needs Needs) (*Service, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	hasher, err := newHasher()
+	if err != nil {
+		return nil, fmt.Errorf("authsvc: %w", err)
+	}
 	return &Service{
 		cfg: cfg, Needs: needs, metrics: newMetrics(needs.Registry),
-		wake: make(chan struct{}, 1), used: map[string]time.Time{},
+		wake: make(chan struct{}, 1), used: map[string]time.Time{}, usedTokens: map[string]time.Time{},
+		hasher: hasher, throttle: newThrottle(cfg.Now), refused: refusals{counts: map[Refusal]int{}},
 	}, nil
 }
 
@@ -226,6 +242,11 @@ func New(cfg Config, needs Needs) (*Service, error) {
 func (s *Service) UserRoutes(r chi.Router) {
 	r.Post("/api/v1/collectors/register", httpserver.Handle(s.register))
 	r.Get("/api/v1/ca", httpserver.Handle(s.serverCA))
+	api := s.describe(r)
+	s.sessionRoutes(api)
+	s.userRoutes(api)
+	s.apiTokenRoutes(api)
+	s.auditRoutes(api)
 }
 
 // CollectorRoutes adds what belongs on the listener that demands a client

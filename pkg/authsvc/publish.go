@@ -16,6 +16,7 @@ const (
 	publishTimeout = 2 * time.Second // an enrolment waits for it, and is done without it as well
 	flushEvery     = time.Second     // how long another authsvc may not know that a certificate is in use
 	reconcileEvery = 30 * time.Second
+	pruneEvery     = time.Hour
 	roundTimeout   = time.Minute
 	stopTimeout    = 5 * time.Second
 )
@@ -87,9 +88,9 @@ func (s *Service) put(ctx context.Context, record func() (string, []byte, error)
 func (s *Service) Run(ctx context.Context) error {
 	tick := time.NewTicker(flushEvery)
 	defer tick.Stop()
-	var reconcile, flush retry
+	var reconcile, flush, flushTokens, refusals, prune retry
 	for {
-		if s.unpublished.Load() || s.revokedKeysChanged() {
+		if s.unpublished.Load() || s.revokedKeysChanged() || s.Snapshot.Incomplete() {
 			reconcile = retry{}
 		}
 		s.followKey(ctx)
@@ -99,12 +100,26 @@ func (s *Service) Run(ctx context.Context) error {
 		if flush.due() {
 			s.attempt(ctx, "mark_used", &flush, 0, s.flushUsed)
 		}
+		if flushTokens.due() {
+			s.attempt(ctx, "mark_api_tokens", &flushTokens, 0, s.flushUsedTokens)
+		}
+		if refusals.due() {
+			s.attempt(ctx, "audit_refusals", &refusals, 0, func(ctx context.Context) error { return s.flushRefusals(ctx, s.cfg.Now()) })
+		}
+		if prune.due() {
+			s.attempt(ctx, "prune_sessions", &prune, pruneEvery, func(ctx context.Context) error {
+				return s.Users.PruneSessions(ctx, s.cfg.Now().Add(-identity.SessionEndLife))
+			})
+		}
 		select {
 		case <-ctx.Done():
 			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 			defer cancel()
-			if err := s.flushUsed(last); err != nil {
-				s.Log.Warn("certificates in use not noted; they will be when next seen", "err", err)
+			if err := errors.Join(s.flushUsed(last), s.flushUsedTokens(last)); err != nil {
+				s.Log.Warn("certificates or tokens in use not noted; they will be when next seen", "err", err)
+			}
+			if err := s.flushRefusals(last, s.cfg.Now().Add(time.Minute)); err != nil {
+				s.Log.Warn("refusals are missing in the audit", "err", err)
 			}
 			return nil
 		case <-tick.C:
@@ -183,6 +198,9 @@ func (s *Service) reconcile(ctx context.Context, have identity.Observed) error {
 	if err := s.putCollectors(ctx, collectors, have.Collectors); err != nil {
 		return err
 	}
+	if err := s.reconcilePeople(ctx, have); err != nil {
+		return err
+	}
 	return s.putMeta(ctx, have)
 }
 
@@ -218,6 +236,7 @@ func (s *Service) putMeta(ctx context.Context, have identity.Observed) error {
 	meta := identity.Meta{
 		Generation: have.Meta.Generation,
 		Collectors: len(have.Collectors), Revoked: len(have.Revoked), Keys: len(have.Keys),
+		Users: len(have.People.Users), APITokens: len(have.People.APITokens),
 	}
 	if meta == have.Meta && meta.Generation >= have.Served {
 		return nil

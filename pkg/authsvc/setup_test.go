@@ -60,6 +60,8 @@ type stack struct {
 	users       *httpserver.Server
 	collectors  *httpserver.Server
 	logs        *logBuffer
+	once        sync.Once
+	one         *http.Client
 }
 
 type clock struct{ offset atomic.Int64 }
@@ -127,7 +129,7 @@ func newStackAt(t *testing.T, databaseURL string, offset time.Duration) *stack {
 	require.NoError(t, err)
 	t.Cleanup(s.store.Close)
 	s.service, err = authsvc.New(authsvc.Config{CollectorURL: collectorURL, Now: s.clock.now}, authsvc.Needs{
-		Collectors: s.store, Tokens: s.store, Directory: s.bus.IdentityBucket(), Snapshot: s.snapshot, Verifier: s.verifier,
+		Collectors: s.store, Tokens: s.store, Users: s.store, APITokens: s.store, Audit: s.store, Directory: s.bus.IdentityBucket(), Snapshot: s.snapshot, Verifier: s.verifier,
 		Signer: signer, Authority: s.authority, Log: log, Registry: reg,
 	})
 	require.NoError(t, err)

@@ -55,7 +55,7 @@ func newContents() *contents {
 	return &contents{
 		keys: map[string]ca.SigningKey{}, offered: map[string]ca.SigningKey{},
 		collectors: map[uuid.UUID]Collector{}, revoked: map[string]Revocation{},
-		people: newPeople(),
+		people: NewPeople(),
 	}
 }
 
@@ -284,6 +284,14 @@ func (s *Snapshot) Observed() (o Observed, ok bool) {
 		o.Lost = s.live.missingIn(s.next)
 	}
 	return o, true
+}
+
+// Incomplete reports whether the bucket was delivered and is not served: it is
+// empty, cut, or older than what is served. Its writer must fill it.
+func (s *Snapshot) Incomplete() bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.next != nil && s.delivered
 }
 
 // missingIn returns what c refuses and next does not: a bucket that was made

@@ -87,7 +87,8 @@ type People struct {
 	APITokens map[string]APIToken
 }
 
-func newPeople() People {
+// NewPeople makes an empty one.
+func NewPeople() People {
 	return People{Users: map[uuid.UUID]User{}, Sessions: map[uuid.UUID]SessionEnd{}, APITokens: map[string]APIToken{}}
 }
 
@@ -102,7 +103,7 @@ func (u *People) holds(m Meta) bool {
 
 // missingIn returns what u refuses and next does not.
 func (u *People) missingIn(next *People) People {
-	lost := newPeople()
+	lost := NewPeople()
 	for id, r := range u.Users {
 		if r.ChangedAt.After(next.Users[id].ChangedAt) {
 			lost.Users[id] = r

@@ -20,6 +20,9 @@ import (
 var (
 	_ authsvc.CollectorStore = (*pgstore.Store)(nil)
 	_ authsvc.TokenStore     = (*pgstore.Store)(nil)
+	_ authsvc.UserStore      = (*pgstore.Store)(nil)
+	_ authsvc.APITokenStore  = (*pgstore.Store)(nil)
+	_ authsvc.AuditStore     = (*pgstore.Store)(nil)
 	_ authsvc.Directory      = (*bus.Bucket)(nil)
 )
 
@@ -122,7 +125,7 @@ func (p *process) auth(ctx context.Context, db *DatabaseFlags, a *auth, b *bus.B
 		return nil, fmt.Errorf("signing key: %w", err)
 	}
 	svc, err := authsvc.New(authsvc.Config{CollectorURL: a.enroll.CollectorURL, TokenURL: a.enroll.TokenURL}, authsvc.Needs{
-		Collectors: pg, Tokens: pg, Directory: b.IdentityBucket(),
+		Collectors: pg, Tokens: pg, Users: pg, APITokens: pg, Audit: pg, Directory: b.IdentityBucket(),
 		Snapshot: a.snapshot, Verifier: a.verifier, Signer: signer, Authority: a.authority,
 		Log: p.log, Registry: p.registry,
 	})

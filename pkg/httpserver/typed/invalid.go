@@ -3,7 +3,11 @@ package typed
 import (
 	"errors"
 	"net/http"
+	"net/url"
+	"slices"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -56,4 +60,22 @@ func pointer(op *huma.Operation, location string) string {
 		b.WriteString("/" + escape.Replace(part))
 	}
 	return b.String()
+}
+
+// checkText refuses paths and queries that are not UTF-8 or have control
+// characters, before a database has to.
+func checkText(r *http.Request) error {
+	ok := plain(r.URL.Path)
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	for name, values := range query {
+		ok = ok && plain(name) && !slices.ContainsFunc(values, func(v string) bool { return !plain(v) })
+	}
+	if !ok || err != nil {
+		return fault.New(fault.Invalid, "request_invalid", "The path or a parameter has characters that it must not have.")
+	}
+	return nil
+}
+
+func plain(s string) bool {
+	return utf8.ValidString(s) && !strings.ContainsFunc(s, unicode.IsControl)
 }

@@ -145,6 +145,9 @@ type adapter struct {
 func (a adapter) Handle(op *huma.Operation, handler func(huma.Context)) {
 	body, _ := op.Metadata[bodyMetadata].(body)
 	route := httpserver.Handle(func(w http.ResponseWriter, r *http.Request) error {
+		if err := checkText(r); err != nil {
+			return err
+		}
 		if err := body.read(r); err != nil {
 			return err
 		}
