@@ -247,6 +247,7 @@ func (s *Service) UserRoutes(r chi.Router) {
 	s.userRoutes(api)
 	s.apiTokenRoutes(api)
 	s.auditRoutes(api)
+	s.adminRoutes(api)
 }
 
 // CollectorRoutes adds what belongs on the listener that demands a client

@@ -20,8 +20,6 @@ func (s *Service) FlushRefusals(ctx context.Context) error {
 	return s.flushRefusals(ctx, s.cfg.Now().Add(time.Minute))
 }
 
-// IsCommon and CheckPassword are tested by themselves.
-var (
-	IsCommon      = isCommon
-	CheckPassword = checkPassword
-)
+
+// Publish is publish, for a test of what is published late.
+var Publish = (*Service).publish

@@ -231,7 +231,11 @@ func (s *stack) call(c *http.Client, method, url, authorization, body string) an
 }
 
 func (s *stack) tryCall(c *http.Client, method, url, authorization, body string) (a answer, err error) {
-	req, err := http.NewRequestWithContext(context.Background(), method, url, bytes.NewReader([]byte(body)))
+	return s.tryCallContext(context.Background(), c, method, url, authorization, body)
+}
+
+func (s *stack) tryCallContext(ctx context.Context, c *http.Client, method, url, authorization, body string) (a answer, err error) {
+	req, err := http.NewRequestWithContext(ctx, method, url, bytes.NewReader([]byte(body)))
 	if err != nil {
 		return a, err
 	}
