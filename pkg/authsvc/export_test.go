@@ -20,6 +20,5 @@ func (s *Service) FlushRefusals(ctx context.Context) error {
 	return s.flushRefusals(ctx, s.cfg.Now().Add(time.Minute))
 }
 
-
 // Publish is publish, for a test of what is published late.
 var Publish = (*Service).publish

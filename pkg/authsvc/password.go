@@ -150,12 +150,14 @@ func isCommon(password, username string) bool {
 	if len(username) >= 3 && len(strings.ReplaceAll(plain, username, "")) < 6 && strings.Contains(plain, username) {
 		return true
 	}
-	for _, form := range []string{plain, leet.Replace(plain)} {
+	notLetter := func(r rune) bool { return !unicode.IsLetter(r) }
+	tail := strings.TrimRightFunc(plain, notLetter) // what stands behind a word is no part of it
+	for _, form := range []string{plain, leet.Replace(plain), leet.Replace(tail), leet.Replace(strings.TrimLeftFunc(tail, notLetter))} {
 		letters := strings.Map(func(r rune) rune {
-			if unicode.IsLetter(r) {
-				return r
+			if notLetter(r) {
+				return -1
 			}
-			return -1
+			return r
 		}, form)
 		if letters != "" && madeOfCommon(letters) {
 			return true

@@ -406,3 +406,13 @@ func TestApiTokenIsShownOnceScopedAndRevoked(t *testing.T) {
 	require.Equal(t, http.StatusNotFound, s.api(http.MethodPost, "tokens", admin.Token,
 		`{"name":"x","scopes":["push:0b4fd81e-2f58-4dc5-8b0f-5b0a3f0e7a11"]}`).status)
 }
+
+// field returns a text member of an answer.
+func field(t *testing.T, raw, name string) string {
+	t.Helper()
+	var members map[string]any
+	require.NoError(t, json.Unmarshal([]byte(raw), &members))
+	text, _ := members[name].(string)
+	require.NotEmpty(t, text)
+	return text
+}
