@@ -31,6 +31,7 @@ import (
 
 	"pganalytics/pkg/fault"
 	"pganalytics/pkg/httpserver"
+	"pganalytics/pkg/httpserver/typed"
 	"pganalytics/pkg/identity"
 	"pganalytics/pkg/identity/ca"
 )
@@ -242,7 +243,11 @@ func New(cfg Config, needs Needs) (*Service, error) {
 func (s *Service) UserRoutes(r chi.Router) {
 	r.Post("/api/v1/collectors/register", httpserver.Handle(s.register))
 	r.Get("/api/v1/ca", httpserver.Handle(s.serverCA))
-	api := s.describe(r)
+	s.routes(s.describe(r))
+}
+
+// routes adds those that are made of typed functions.
+func (s *Service) routes(api *typed.API) {
 	s.sessionRoutes(api)
 	s.userRoutes(api)
 	s.apiTokenRoutes(api)

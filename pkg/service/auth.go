@@ -85,7 +85,9 @@ func RunAuth(ctx context.Context, cfg Auth, stderr io.Writer, onReady func(Endpo
 		return errors.Join(err, userServer.Close())
 	}
 	p.endpoints.Users, p.endpoints.Collectors = userServer.URL(), collectorServer.URL()
-	p.parts = append(p.parts, userServer.Part(users), collectorServer.Part(collectors))
+	if err := errors.Join(p.serveRoutes(userServer, users), p.serveRoutes(collectorServer, collectors)); err != nil {
+		return err
+	}
 	return p.run(ctx)
 }
 

@@ -140,7 +140,9 @@ func (p *process) serve(ctx context.Context, cfg *Serve, cat *catalogue.Catalogu
 	p.info(users, checks)
 	p.info(collectors, checks)
 	p.endpoints.Users, p.endpoints.Collectors = userServer.URL(), collectorServer.URL()
-	p.parts = append(p.parts, userServer.Part(users), collectorServer.Part(collectors))
+	if err := errors.Join(p.serveRoutes(userServer, users), p.serveRoutes(collectorServer, collectors)); err != nil {
+		return err
+	}
 	return p.run(ctx)
 }
 
