@@ -77,7 +77,6 @@ var table = map[string]Access{
 	"GET /api/v1/health": {Anyone: true},
 	"GET /version":       {Anyone: true},
 	"GET /openapi.json":  {Anyone: true},
-	"GET /docs":          {Anyone: true},
 }
 
 // To returns who may use the route; path has its parameters in braces. HEAD is
