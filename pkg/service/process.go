@@ -45,6 +45,7 @@ type process struct {
 	checks    []daemon.Check
 	closers   []func() error
 	endpoints Endpoints
+	stderr    io.Writer
 	onReady   func(Endpoints) // for whoever runs the service in its own process; may be nil
 }
 
@@ -56,6 +57,7 @@ func newProcess(flags Process, stderr io.Writer) *process {
 		registry: daemon.NewRegistry(build),
 		build:    build,
 		started:  time.Now(),
+		stderr:   stderr,
 	}
 }
 

@@ -128,7 +128,7 @@ func (p *process) serve(ctx context.Context, cfg *Serve, cat *catalogue.Catalogu
 		return err
 	}
 	users, collectors := httpserver.NewRouter(), httpserver.NewRouter()
-	a := &auth{authority: authority, snapshot: snapshot, verifier: verifier, enroll: cfg.EnrollFlags}
+	a := &auth{authority: authority, snapshot: snapshot, verifier: verifier, enroll: cfg.EnrollFlags, firstAdmin: filepath.Join(cfg.DataDir, firstAdminFile)}
 	pg, err := p.auth(ctx, &cfg.Database, a, b, users, collectors)
 	if err != nil {
 		return err
