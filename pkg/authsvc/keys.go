@@ -2,6 +2,7 @@ package authsvc
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"pganalytics/pkg/identity"
@@ -39,8 +40,8 @@ func (s *Service) followKey(ctx context.Context) {
 	if s.signing.knownFrom.IsZero() {
 		s.signing.knownFrom = time.Now()
 	}
-	// The old key may be of no use any more: revoked, or past its end.
-	if s.Verifier.KnowsKey(used) && time.Since(s.signing.knownFrom) < s.cfg.KeySettle {
+	// The old key may be of no use any more: about to be revoked, or past its end.
+	if s.Verifier.KnowsKey(used) && !s.revoked(used) && time.Since(s.signing.knownFrom) < s.cfg.KeySettle {
 		return
 	}
 	if err := s.Signer.Use(key, record); err != nil {
@@ -48,6 +49,11 @@ func (s *Service) followKey(ctx context.Context) {
 		return
 	}
 	s.Log.Info("signing key replaced", "kid", record.KID, "former", used, "not_after", record.NotAfter)
+}
+
+// revoked reports whether the authority revokes the key.
+func (s *Service) revoked(kid string) bool {
+	return slices.ContainsFunc(s.Authority.RevokedKeys(), func(k ca.RevokedKey) bool { return k.KID == kid })
 }
 
 // revokedKeysChanged reports whether keys were revoked that verifiers have not
@@ -71,6 +77,11 @@ func (s *Service) putKeys(ctx context.Context, have identity.Observed) error {
 	keys := s.Authority.RevokedKeys()
 	revocations := make([]identity.Revocation, 0, len(keys))
 	for _, k := range keys {
+		// Until its successor signs, nobody would get a token; that is a matter
+		// of a second or two, see followKey.
+		if k.KID == s.Signer.Record().KID && k.KID != next.KID {
+			continue
+		}
 		thumbprint, err := k.Fingerprint()
 		if err != nil {
 			return err
@@ -80,6 +91,6 @@ func (s *Service) putKeys(ctx context.Context, have identity.Observed) error {
 	if err := s.putRevocations(ctx, revocations, have.Revoked); err != nil {
 		return err
 	}
-	s.revokedSent.Store(int64(len(keys)))
+	s.revokedSent.Store(int64(len(revocations)))
 	return nil
 }

@@ -117,6 +117,9 @@ func with(s Session, file string) (*Client, error) {
 	}, session: s, file: file}, nil
 }
 
+// Server returns the address that is called.
+func (c *Client) Server() string { return c.session.Server }
+
 // Close closes the connections.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 

@@ -310,7 +310,9 @@ func (n *town) routes() (all []route) {
 }
 
 // refused reports whether the answer lets nobody in.
-func refused(status int) bool { return status == http.StatusUnauthorized || status == http.StatusForbidden }
+func refused(status int) bool {
+	return status == http.StatusUnauthorized || status == http.StatusForbidden
+}
 
 func TestEveryRouteLetsInWhomTheTableNamesAndNobodyElse(t *testing.T) {
 	t.Parallel()

@@ -139,7 +139,8 @@ func (p *process) serve(ctx context.Context, cfg *Serve, cat *catalogue.Catalogu
 	checks := httpserver.HealthChecks{NATS: b.Ready, Database: pg.Ping}
 	p.info(users, checks)
 	p.info(collectors, checks)
-	p.endpoints.Users, p.endpoints.Collectors = userServer.URL(), collectorServer.URL()
+	// As others reach it: it is told to collectors.
+	p.endpoints.Users, p.endpoints.Collectors = reachedAs(cfg.Hosts[0], userServer.Addr()), collectorServer.URL()
 	if err := errors.Join(p.serveRoutes(userServer, users), p.serveRoutes(collectorServer, collectors)); err != nil {
 		return err
 	}
