@@ -105,14 +105,7 @@ func (c *Client) Logout(ctx context.Context) error {
 }
 
 func (c *Client) refresh(ctx context.Context) error {
-	// Another command may have done so meanwhile.
-	if newer, err := Resume(c.file); err == nil && newer.session.ExpiresAt.After(c.session.ExpiresAt) {
-		newer.Close()
-		c.session = newer.session
-		if time.Until(c.session.ExpiresAt) >= refreshBefore {
-			return nil
-		}
-	}
+	// Another command that does so at the same time gets the same refresh token.
 	var t Tokens
 	err := c.call(ctx, http.MethodPost, refreshPath, map[string]string{"refresh_token": c.session.RefreshToken}, &t)
 	if p, ok := errors.AsType[*Problem](err); ok && p.Status == http.StatusUnauthorized {

@@ -220,12 +220,33 @@ func TestBucketWithoutItsUsersOrTokensIsNotServed(t *testing.T) {
 	b.putKey(t, record)
 	b.put(t, identity.Meta{Generation: 3, Collectors: 1, Keys: 1, Users: 1, APITokens: 1})
 	b.snapshot.Complete()
+	served := func() int64 { o, _ := b.snapshot.Observed(); return o.Served }
+	require.Equal(t, int64(2), served())
 	_, err = b.verifier.VerifyUser("Bearer " + token)
 	requireFault(t, err, fault.Unauthenticated, "token_revoked")
 	o, ok := b.snapshot.Observed()
 	require.True(t, ok)
 	require.Contains(t, o.Lost.People.Users, s.UserID)
 	require.Contains(t, o.Lost.People.Sessions, s.ID)
+
+	id, apiToken := identity.NewAPIToken()
+	whole := []interface {
+		Record() (string, []byte, error)
+	}{
+		identity.User{ID: s.UserID, Active: true, Generation: 4, ChangedAt: b.clock.now()},
+		identity.APIToken{ID: id, Hash: identity.HashAPIToken(apiToken), Scopes: identity.Scopes{"read"}},
+	}
+	for _, missing := range []int{0, 1} {
+		b.snapshot.Begin()
+		b.put(t, b.collector(identity.Registered))
+		b.putKey(t, record)
+		b.put(t, identity.Meta{Generation: int64(3 + missing), Collectors: 1, Keys: 1, Users: 1, APITokens: 1})
+		b.snapshot.Complete()
+		b.put(t, whole[1-missing])
+		require.Equal(t, int64(2+missing), served())
+		b.put(t, whole[missing])
+		require.Equal(t, int64(3+missing), served())
+	}
 }
 
 func TestApiTokenIsCheckedFromMemory(t *testing.T) {

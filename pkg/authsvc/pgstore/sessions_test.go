@@ -1,6 +1,7 @@
 package pgstore_test
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -90,6 +91,35 @@ func (m *families) rotate(t *rapid.T) {
 		require.True(t, got.Reused)
 		require.Equal(t, f.id, got.Ended.ID)
 		f.ended = true
+	}
+}
+
+// lost is a rotation whose answer may have got lost, and another attempt some time later.
+func (m *families) lost(t *rapid.T) {
+	f := m.some(t)
+	if f.ended || !f.user.active || !m.now.Before(f.tokens[len(f.tokens)-1].Expires) {
+		t.Skip("not live")
+	}
+	first := f.tokens[len(f.tokens)-1]
+	use := func() authsvc.Rotated {
+		got, err := m.store.Rotate(t.Context(), authsvc.Rotation{
+			Presented: identity.Refresh{ID: first.ID, UserID: f.user.id, SessionID: f.id}, Next: m.token(), Grace: grace, By: m.by(),
+		})
+		require.NoError(t, err)
+		return got
+	}
+	at, got := m.now, use()
+	f.usedAt[len(f.usedAt)-1] = at
+	f.tokens, f.usedAt = append(f.tokens, got.Token), append(f.usedAt, time.Time{})
+	m.wait(t)
+	if !m.now.Before(first.Expires) {
+		return
+	}
+	again := use()
+	f.ended = m.now.Sub(at) > grace
+	require.Equal(t, f.ended, again.Reused)
+	if !f.ended {
+		require.Equal(t, got.Token, again.Token)
 	}
 }
 
@@ -192,7 +222,7 @@ func TestRefreshFamiliesFollowTheirModel(t *testing.T) {
 		}
 		t.Repeat(map[string]func(*rapid.T){
 			"login": m.login, "rotate": m.rotate, "rotate again": m.rotate, "rotate still": m.rotate,
-			"foreign": m.foreign, "stranger": m.stranger, "logout": m.logout,
+			"lost": m.lost, "foreign": m.foreign, "stranger": m.stranger, "logout": m.logout,
 			"activate": m.activate, "password": m.password, "wait": m.wait, "wait again": m.wait,
 			"": func(t *rapid.T) {
 				p, err := store.People(t.Context(), m.now.Add(-365*24*time.Hour))
@@ -220,24 +250,65 @@ func TestConcurrentUsesOfARefreshTokenGetOneSuccessor(t *testing.T) {
 	first, session := m.token(), uuid.New()
 	_, err = store.StartSession(t.Context(), authsvc.Login{UserID: u.ID, SessionID: session, Hash: "h", Token: first}, m.by())
 	require.NoError(t, err)
-	const uses = 20
-	got := make(chan authsvc.Rotated, uses)
-	for range uses {
-		go func() {
-			done, err := store.Rotate(t.Context(), authsvc.Rotation{
-				Presented: identity.Refresh{ID: first.ID, UserID: u.ID, SessionID: session}, Next: m.token(), Grace: grace, By: m.by(),
-			})
-			if err != nil {
-				t.Error(err)
-			}
-			got <- done
-		}()
+	const uses = 8
+	// Several rounds: in the first, the connections are only being made.
+	for range 10 {
+		got := make(chan authsvc.Rotated, uses)
+		for range uses {
+			go func() {
+				done, err := store.Rotate(t.Context(), authsvc.Rotation{
+					Presented: identity.Refresh{ID: first.ID, UserID: u.ID, SessionID: session}, Next: m.token(), Grace: grace, By: m.by(),
+				})
+				if err != nil {
+					t.Error(err)
+				}
+				got <- done
+			}()
+		}
+		successor := (<-got).Token
+		for range uses - 1 {
+			done := <-got
+			require.False(t, done.Reused)
+			require.Equal(t, successor, done.Token)
+		}
+		first = successor
 	}
-	successor := (<-got).Token
-	for range uses - 1 {
-		done := <-got
-		require.False(t, done.Reused)
-		require.Equal(t, successor, done.Token)
+}
+
+// Whatever two admins do to each other at once.
+func TestAnAdminIsLeftWhateverHappensAtOnce(t *testing.T) {
+	t.Parallel()
+	store, err := pgstore.Open(t.Context(), testdb.New(t))
+	require.NoError(t, err)
+	t.Cleanup(store.Close)
+	by := authsvc.Act{Actor: "user:test", At: time.Now().UTC()}
+	var ids [2]uuid.UUID
+	for i := range ids {
+		u, err := store.CreateUser(t.Context(), authsvc.NewUser{PasswordHash: "h", User: authsvc.User{
+			ID: uuid.New(), Username: fmt.Sprintf("admin%d", i), Role: identity.Admin}}, by)
+		require.NoError(t, err)
+		ids[i] = u.ID
+	}
+	viewer, admin, off, on := identity.Viewer, identity.Admin, false, true
+	for round := range 20 {
+		change := authsvc.UserChange{Role: &viewer}
+		if round%2 == 1 {
+			change = authsvc.UserChange{IsActive: &off}
+		}
+		errs := make(chan error, 2)
+		for _, id := range ids {
+			go func() { _, err := store.ChangeUser(t.Context(), id, change, by); errs <- err }()
+		}
+		first, second := <-errs, <-errs
+		if first != nil {
+			first, second = second, first
+		}
+		require.NoError(t, first)
+		require.ErrorIs(t, second, authsvc.ErrLastAdmin)
+		for _, id := range ids {
+			_, err := store.ChangeUser(t.Context(), id, authsvc.UserChange{Role: &admin, IsActive: &on}, by)
+			require.NoError(t, err)
+		}
 	}
 }
 

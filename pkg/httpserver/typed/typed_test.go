@@ -24,6 +24,7 @@ type item struct {
 	Name  string `json:"name" minLength:"3"`
 	Count int    `json:"count,omitempty" minimum:"1"`
 	Size  string `json:"size,omitempty" enum:"small,large"`
+	Mail  string `json:"mail,omitempty" format:"email"`
 }
 
 type put struct {
@@ -135,6 +136,7 @@ func TestFaultyRequestIsRefusedWithPlacesAndWithoutItsValues(t *testing.T) {
 		"too short":       {"/items/7", `{"name":"s3"}`, 400, "value_invalid", "/name"},
 		"out of range":    {"/items/7", `{"name":"abc","count":-3}`, 400, "value_invalid", "/count"},
 		"not in the enum": {"/items/7", `{"name":"abc","size":"s3cret"}`, 400, "value_invalid", "/size"},
+		"not the format":  {"/items/7", `{"name":"abc","mail":"a@example.com s3cret"}`, 400, "value_invalid", "/mail"},
 		"bad path":        {"/items/s3cret", `{"name":"abc"}`, 400, "value_invalid", "id"},
 		"bad query":       {"/items/7?page=s3cret", `{"name":"abc"}`, 400, "value_invalid", "page"},
 		"unknown query":   {"/items/7?s3cret=1", `{"name":"abc"}`, 400, "value_invalid", ""},
