@@ -92,9 +92,12 @@ func sourceOf(a netip.Addr) netip.Prefix {
 	return p
 }
 
-func (p pair) halves() (account, source, all scoreKey) {
-	return scoreKey{pair: pair{account: p.account}}, scoreKey{pair: pair{source: p.source}}, scoreKey{}
+func (p pair) halves() (account, source scoreKey) {
+	return scoreKey{pair: pair{account: p.account}}, scoreKey{pair: pair{source: p.source}}
 }
+
+// everybody is the key of all attempts together.
+var everybody scoreKey
 
 // admit waits until the attempt may be made. It errs with Throttled if too many
 // are under way, and Unavailable if ctx ends. known says that the source has
@@ -119,14 +122,14 @@ func (t *throttle) enter(p pair) (delay time.Duration, known bool, leave func(),
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := t.now()
-	account, source, all := p.halves()
+	account, source := p.halves()
 	key, most := source, maxUnderWayPerSource
 	if at, ok := t.known[p]; ok && now.Sub(at) < knownLife {
 		known = true
 		key, most = scoreKey{p, true}, maxUnderWayKnown
 		delay = accountLimit.delay(t.score(key, now))
 	} else {
-		delay = max(accountLimit.delay(t.score(account, now)), sourceLimit.delay(t.score(source, now)), allLimit.delay(t.score(all, now)))
+		delay = max(accountLimit.delay(t.score(account, now)), sourceLimit.delay(t.score(source, now)), allLimit.delay(t.score(everybody, now)))
 	}
 	if t.underWay[key] >= most || !known && t.all >= maxUnderWay {
 		return 0, known, nil, &fault.Error{Class: fault.Throttled, Code: "throttled",
@@ -155,8 +158,8 @@ func (t *throttle) failed(p pair, known bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := t.now()
-	account, source, all := p.halves()
-	keys := []scoreKey{account, source, all}
+	account, source := p.halves()
+	keys := []scoreKey{account, source, everybody}
 	if known {
 		keys = []scoreKey{{p, true}}
 	}
@@ -204,9 +207,9 @@ func (t *throttle) forget(now time.Time) {
 		}
 	}
 	if len(t.scores) >= maxScores {
-		all := t.scores[scoreKey{}]
+		all := t.scores[everybody]
 		clear(t.scores)
-		t.scores[scoreKey{}] = all
+		t.scores[everybody] = all
 	}
 }
 

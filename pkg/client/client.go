@@ -45,8 +45,8 @@ type Server struct {
 	CAFingerprint string
 }
 
-// Problem is an error answer.
-type Problem struct {
+// ProblemError is an error answer.
+type ProblemError struct {
 	Status    int    `json:"status"`
 	Code      string `json:"code"`
 	Detail    string `json:"detail"`
@@ -59,7 +59,7 @@ type Problem struct {
 }
 
 // Error tells what the server told.
-func (p *Problem) Error() string {
+func (p *ProblemError) Error() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d %s", p.Status, p.Code)
 	if p.Detail != "" {
@@ -157,7 +157,7 @@ func findCA(ctx context.Context, base, fingerprint string) ([]byte, error) {
 
 // Call sends in, unless nil, as JSON to a path below /api/v1 and decodes the
 // answer into out, unless nil. It exchanges the access token when it is time.
-// An error answer is a *Problem.
+// An error answer is a *ProblemError.
 func (c *Client) Call(ctx context.Context, method, path string, in, out any) error {
 	if c.session.RefreshToken != "" && time.Until(c.session.ExpiresAt) < refreshBefore {
 		if err := c.refresh(ctx); err != nil {
@@ -166,7 +166,7 @@ func (c *Client) Call(ctx context.Context, method, path string, in, out any) err
 	}
 	err := c.call(ctx, method, path, in, out)
 	// The user's role has changed, perhaps: the session goes on under the new one.
-	if p, ok := errors.AsType[*Problem](err); ok && c.session.RefreshToken != "" && path != refreshPath &&
+	if p, ok := errors.AsType[*ProblemError](err); ok && c.session.RefreshToken != "" && path != refreshPath &&
 		(p.Code == "token_revoked" || p.Code == "token_expired") {
 		if c.refresh(ctx) == nil {
 			err = c.call(ctx, method, path, in, out)
@@ -188,7 +188,7 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 		return err
 	}
 	if status >= 300 {
-		p := &Problem{Status: status, Code: strings.ToLower(http.StatusText(status))}
+		p := &ProblemError{Status: status, Code: strings.ToLower(http.StatusText(status))}
 		_ = json.Unmarshal(answer, p) // the status says enough
 		return p
 	}

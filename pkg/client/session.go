@@ -108,7 +108,7 @@ func (c *Client) refresh(ctx context.Context) error {
 	// Another command that does so at the same time gets the same refresh token.
 	var t Tokens
 	err := c.call(ctx, http.MethodPost, refreshPath, map[string]string{"refresh_token": c.session.RefreshToken}, &t)
-	if p, ok := errors.AsType[*Problem](err); ok && p.Status == http.StatusUnauthorized {
+	if p, ok := errors.AsType[*ProblemError](err); ok && p.Status == http.StatusUnauthorized {
 		return fmt.Errorf("%w: the session is over", ErrNoSession)
 	}
 	if err != nil {
@@ -121,7 +121,7 @@ func (c *Client) refresh(ctx context.Context) error {
 func (c *Client) keep(t Tokens) error {
 	c.session.Token, c.session.RefreshToken, c.session.ExpiresAt = t.Token, t.RefreshToken, t.ExpiresAt
 	c.session.Username = t.User.Username
-	data, err := json.MarshalIndent(c.session, "", "  ")
+	data, err := json.MarshalIndent(c.session, "", "  ") //nolint:gosec // the file is there to hold the tokens
 	if err != nil {
 		return errors.New("keep the session: encode it")
 	}

@@ -12,10 +12,10 @@ import (
 )
 
 const (
-	// UserTokenLife is how long a user's access token is valid, RefreshTokenLife
-	// how long a refresh token is. A token that claims a longer life is refused,
-	// whoever signed it.
-	UserTokenLife    = 15 * time.Minute
+	// UserTokenLife is how long a user's access token is valid. A token that
+	// claims a longer life is refused, whoever signed it.
+	UserTokenLife = 15 * time.Minute
+	// RefreshTokenLife is the same of a refresh token.
 	RefreshTokenLife = 24 * time.Hour
 
 	refreshTokenType  = "refresh+jwt"

@@ -141,6 +141,7 @@ func (p *process) auth(ctx context.Context, db *DatabaseFlags, a *auth, b *bus.B
 	if err != nil {
 		return nil, err
 	}
+	p.apiTokenUsed = svc.APITokenUsed
 	svc.UserRoutes(users)
 	svc.CollectorRoutes(collectors)
 	p.check("tokens", func(context.Context) error { return svc.Ready() })

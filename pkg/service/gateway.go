@@ -154,6 +154,11 @@ func (p *process) verifier(trust *TrustFlags, b *bus.Bus) (*identity.Snapshot, *
 		CollectorCAs: anchors,
 		TrustDomain:  trust.TrustDomain,
 		MaxAge:       trust.IdentityMaxAge,
+		OnAPIToken: func(id string, at time.Time) {
+			if p.apiTokenUsed != nil {
+				p.apiTokenUsed(id, at)
+			}
+		},
 	}, snapshot)
 	if err != nil {
 		return nil, nil, err

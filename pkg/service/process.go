@@ -46,7 +46,10 @@ type process struct {
 	closers   []func() error
 	endpoints Endpoints
 	stderr    io.Writer
-	onReady   func(Endpoints) // for whoever runs the service in its own process; may be nil
+	// apiTokenUsed tells authsvc, where it is part of the process. It is set
+	// before anything is served.
+	apiTokenUsed func(id string, at time.Time)
+	onReady      func(Endpoints) // for whoever runs the service in its own process; may be nil
 }
 
 func newProcess(flags Process, stderr io.Writer) *process {

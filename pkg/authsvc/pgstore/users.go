@@ -143,11 +143,11 @@ func onlyFirst(ctx context.Context, tx pgx.Tx) error {
 	if _, err := tx.Exec(ctx, `lock table identity.app_user in share row exclusive mode`); err != nil {
 		return err
 	}
-	var any bool
-	if err := tx.QueryRow(ctx, `select exists (select from identity.app_user)`).Scan(&any); err != nil {
+	var already bool
+	if err := tx.QueryRow(ctx, `select exists (select from identity.app_user)`).Scan(&already); err != nil {
 		return err
 	}
-	if any {
+	if already {
 		return authsvc.ErrNotFirst
 	}
 	return nil
