@@ -60,6 +60,7 @@ fmt: $(LINT) ## Format all Go code.
 .PHONY: generate
 generate: go ## Regenerate the code that is generated.
 	@$(GO) run -C tools/protoc . $(CURDIR)/schemas/batch.proto $(CURDIR)
+	@$(GO) test ./pkg/authsvc -count=1 -run '^TestOpenAPIIsWhatTheRoutesSay$$' -update >/dev/null
 
 .PHONY: check-generated
 check-generated: go ## Check that the generated code is up to date.

@@ -1,5 +1,5 @@
 // Package schemas embeds the definitions that the whole system is built from:
-// metric families and SQL. It holds files and nothing else.
+// metric families, SQL and the description of the HTTP interface. It holds files and nothing else.
 package schemas
 
 import "embed"
@@ -13,3 +13,8 @@ var Metrics embed.FS
 //
 //go:embed sql/*.sql
 var SQL embed.FS
+
+// OpenAPI describes the HTTP interface. It is generated from the routes.
+//
+//go:embed openapi.json
+var OpenAPI []byte

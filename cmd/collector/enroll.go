@@ -21,8 +21,8 @@ type enrollCommand struct {
 	TokenFile     string `required:"" help:"File with the enrolment token; - is standard input."`
 	Name          string `required:"" help:"Name of this collector, unique in the fleet."`
 	Hostname      string `help:"Name of this machine; informs only. Defaults to what the system says."`
-	StateDir      string `default:"/var/lib/pganalytics-collector" type:"path" help:"Directory for identity and spool. It is made if missing; keep it private."`
-	Force         bool   `help:"Replace an identity that is there. Its spool, which only it could send, is set aside."`
+	StateDir      string `type:"path" default:"/var/lib/pganalytics-collector" help:"Directory for identity and spool. It is made if missing; keep it private."`
+	Force         bool   `help:"Replace an identity that is there. If it is that of another collector, its spool, which only it could send, is set aside."`
 }
 
 // Run enrols.

@@ -20,7 +20,7 @@ func (c *checkCommand) Run(ctx context.Context, io *streams) error {
 }
 
 type statusCommand struct {
-	StateDir string `default:"/var/lib/pganalytics-collector" type:"path" help:"Directory with the identity."`
+	StateDir string `type:"path" default:"/var/lib/pganalytics-collector" help:"Directory with the identity."`
 	SpoolDir string `type:"path" help:"Directory of the spool, if the configuration sets it elsewhere."`
 }
 

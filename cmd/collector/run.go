@@ -56,7 +56,7 @@ func (s *source) load() (collector.Config, *catalogue.Catalogue, error) {
 
 type runCommand struct {
 	source
-	StateDir    string        `default:"/var/lib/pganalytics-collector" type:"path" help:"Directory with the identity, and the spool unless the configuration says otherwise."`
+	StateDir    string        `type:"path" default:"/var/lib/pganalytics-collector" help:"Directory with the identity, and the spool unless the configuration says otherwise."`
 	AdminListen string        `default:"127.0.0.1:9181" help:"Address of the admin listener: health, metrics, profiles. It has no access control."`
 	LogLevel    slog.Level    `default:"info" help:"Least level that is logged: debug, info, warn or error."`
 	LogFormat   string        `default:"json" enum:"json,text" help:"Format of log lines: json or text."`

@@ -1,115 +1,169 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
-	"os/user"
-	"path/filepath"
+	"io"
+	"net/http"
+	"net/url"
+	"text/tabwriter"
 	"time"
 
-	"pganalytics/pkg/authsvc"
-	"pganalytics/pkg/authsvc/pgstore"
-	"pganalytics/pkg/identity/ca"
-	"pganalytics/pkg/service"
+	"github.com/google/uuid"
+
+	"pganalytics/pkg/client"
 )
 
 type collectorsCmd struct {
-	EnrollToken enrollTokenCmd `cmd:"" help:"Make a token with which one collector enrols once."`
+	List        collectorsListCmd    `cmd:"" help:"List collectors."`
+	Show        collectorsShowCmd    `cmd:"" help:"Show one collector."`
+	Disable     collectorsDisableCmd `cmd:"" help:"Refuse a collector until it is enabled, at once and everywhere. What it sends meanwhile waits in its spool."`
+	Enable      collectorsEnableCmd  `cmd:"" help:"Let a disabled collector in again."`
+	Unlock      collectorsUnlockCmd  `cmd:"" help:"Revoke what a locked collector has and make a token that enrols it again."`
+	Delete      collectorsDeleteCmd  `cmd:"" help:"Revoke a collector's certificates and forget it; what it sent stays."`
+	EnrollToken enrollTokenCmd       `cmd:"" help:"Make a token with which one collector enrols once, or one for each of a list."`
 }
 
-type enrollTokenCmd struct {
-	service.Installation
-	Name      string        `help:"The only collector name that the token enrols. Defaults to any."`
-	TTL       time.Duration `default:"30m" help:"How long the token is good; at most 168h."`
-	URL       string        `help:"Address of the listener for users, as the collector reaches it. Defaults to that of serve in data-dir."`
-	ServerCA  string        `type:"path" help:"File with the CA of the listeners' certificates. Defaults to that of data-dir."`
-	TokenFile string        `type:"path" help:"File to write the token to, mode 0600, instead of printing it."`
-	Output    string        `default:"text" enum:"text,json" help:"text for people, json for scripts."`
+type remoteCollector struct {
+	ID                    string     `json:"id"`
+	Name                  string     `json:"name"`
+	Hostname              string     `json:"hostname"`
+	Address               string     `json:"address"`
+	Version               string     `json:"version"`
+	Status                string     `json:"status"`
+	LastSeen              *time.Time `json:"last_seen"`
+	CertificateThumbprint string     `json:"certificate_thumbprint"`
+	CertificateExpiresAt  time.Time  `json:"certificate_expires_at"`
+	ConfigVersion         int64      `json:"config_version"`
+	CreatedAt             time.Time  `json:"created_at"`
+	UpdatedAt             time.Time  `json:"updated_at"`
 }
 
-// enrollToken is the answer for scripts.
-type enrollToken struct {
-	ID            string    `json:"id"`
-	Token         string    `json:"token,omitempty"`
-	ExpiresAt     time.Time `json:"expires_at"`
-	URL           string    `json:"url"`
-	CAFingerprint string    `json:"ca_fingerprint"`
+func (k remoteCollector) print(out io.Writer) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	for _, line := range [][2]string{
+		{"name", k.Name}, {"id", k.ID}, {"status", k.Status}, {"last seen", when(k.LastSeen)}, {"hostname", k.Hostname},
+		{"address", k.Address}, {"version", k.Version}, {"certificate", k.CertificateThumbprint},
+		{"certificate until", when(&k.CertificateExpiresAt)}, {"enrolled", when(&k.CreatedAt)}, {"changed", when(&k.UpdatedAt)},
+	} {
+		fmt.Fprintf(w, "%s\t%s\n", line[0], line[1])
+	}
+	return w.Flush()
 }
 
-// Run makes the token in the database: whoever has that may enrol collectors.
-func (c *enrollTokenCmd) Run(con console) error {
-	answer, err := c.describe()
-	url, urlErr := c.Database.URL()
-	if err := errors.Join(err, urlErr); err != nil {
+type collectorsListCmd struct {
+	remote
+	paging
+	Status string `enum:",registered,active,offline,disabled,locked" default:"" help:"Only collectors of this status."`
+}
+
+// Run lists.
+func (c *collectorsListCmd) Run(con console) error {
+	var p page[remoteCollector]
+	if err := c.call(con, http.MethodGet, c.query("collectors", map[string]string{"status": c.Status}), nil, &p); err != nil {
 		return err
 	}
-	store, err := pgstore.Open(con.ctx, url)
+	return c.show(con, p, func(out io.Writer) error {
+		return table(out, "NAME STATUS LAST-SEEN CERTIFICATE-UNTIL VERSION HOSTNAME ID", p, func(k remoteCollector) []string {
+			return []string{k.Name, k.Status, when(k.LastSeen), when(&k.CertificateExpiresAt), k.Version, k.Hostname, k.ID}
+		})
+	})
+}
+
+// oneCollector is the flags of a command about one.
+type oneCollector struct {
+	remote
+	Collector string `arg:"" help:"Name or id of the collector."`
+}
+
+// find returns the collector of that name or id.
+func (o *oneCollector) find(con console, c *client.Client) (remoteCollector, error) {
+	var k remoteCollector
+	if id, err := uuid.Parse(o.Collector); err == nil {
+		return k, c.Call(con.ctx, http.MethodGet, "collectors/"+id.String(), nil, &k)
+	}
+	var p page[remoteCollector]
+	if err := c.Call(con.ctx, http.MethodGet, "collectors?name="+url.QueryEscape(o.Collector), nil, &p); err != nil {
+		return k, err
+	}
+	if len(p.Data) != 1 {
+		return k, fmt.Errorf("there is no collector %q", o.Collector)
+	}
+	return p.Data[0], nil
+}
+
+// do finds the collector, calls the path below it, and prints the answer.
+func (o *oneCollector) do(con console, method, below string) error {
+	c, err := o.client()
 	if err != nil {
 		return err
 	}
-	defer store.Close()
-	made, err := authsvc.CreateEnrollmentToken(con.ctx, store, authsvc.EnrollmentRequest{BoundName: c.Name, TTL: c.TTL, Actor: actor()})
+	defer c.Close()
+	k, err := o.find(con, c)
 	if err != nil {
 		return err
 	}
-	answer.ID, answer.Token, answer.ExpiresAt = made.ID, made.Token, made.ExpiresAt
-	if c.TokenFile != "" {
-		if err := os.WriteFile(c.TokenFile, []byte(made.Token+"\n"), 0o600); err != nil {
+	if method != "" {
+		if err := c.Call(con.ctx, method, "collectors/"+k.ID+below, nil, &k); err != nil {
 			return err
 		}
-		answer.Token = ""
 	}
-	if c.Output == "json" {
-		return json.NewEncoder(con.stdout).Encode(answer)
-	}
-	return c.print(con, answer)
+	return o.show(con, k, k.print)
 }
 
-func (c *enrollTokenCmd) print(con console, a enrollToken) error {
-	name := c.Name
-	if name == "" {
-		name = "NAME"
-	}
-	file := c.TokenFile
-	if file == "" {
-		file = "token"
-		fmt.Fprintf(con.stdout, "token, good once until %s:\n\n  %s\n\nOn the collector's host, with the token in the file %q (mode 0600):\n\n",
-			a.ExpiresAt.Format(time.RFC3339), a.Token, file)
-	} else {
-		fmt.Fprintf(con.stdout, "token, good once until %s, is in %s. On the collector's host:\n\n", a.ExpiresAt.Format(time.RFC3339), file)
-	}
-	_, err := fmt.Fprintf(con.stdout, "  collector enroll --url %s --ca-fingerprint %s --token-file %s --name %s\n", a.URL, a.CAFingerprint, file, name)
-	return err
+type collectorsShowCmd struct{ oneCollector }
+
+// Run shows it.
+func (c *collectorsShowCmd) Run(con console) error { return c.do(con, "", "") }
+
+type collectorsDisableCmd struct{ oneCollector }
+
+// Run disables it.
+func (c *collectorsDisableCmd) Run(con console) error { return c.do(con, http.MethodPost, "/disable") }
+
+type collectorsEnableCmd struct{ oneCollector }
+
+// Run enables it.
+func (c *collectorsEnableCmd) Run(con console) error { return c.do(con, http.MethodPost, "/enable") }
+
+type collectorsDeleteCmd struct {
+	oneCollector
+	Yes bool `help:"Really. Its name is free again; to let it in once more it must be enrolled as a new collector."`
 }
 
-// describe finds what the collector must be told beside the token.
-func (c *enrollTokenCmd) describe() (enrollToken, error) {
-	a := enrollToken{URL: c.URL}
-	if a.URL == "" {
-		e, err := c.Endpoints()
-		if err != nil {
-			return a, fmt.Errorf("address of the listener for users (or give --url): %w", err)
-		}
-		a.URL = e.Users
+// Run deletes it and shows what is gone.
+func (c *collectorsDeleteCmd) Run(con console) error {
+	if !c.Yes {
+		return errors.New("this cannot be undone: give --yes, or disable the collector instead")
 	}
-	file := c.ServerCA
-	if file == "" {
-		file = filepath.Join(c.PKIDir(), ca.ServerCAFile)
-	}
-	certs, err := ca.LoadCertificates(file)
+	return c.do(con, http.MethodDelete, "")
+}
+
+type collectorsUnlockCmd struct {
+	oneCollector
+	TTL       time.Duration `default:"30m" help:"How long the token is good; at most 168h."`
+	TokenFile string        `type:"path" help:"File to write the token to, mode 0600, instead of printing it."`
+}
+
+// Run unlocks it and prints how to enrol it again.
+func (c *collectorsUnlockCmd) Run(con console) error {
+	session, err := c.client()
 	if err != nil {
-		return a, fmt.Errorf("CA of the listeners (or give --server-ca): %w", err)
+		return err
 	}
-	a.CAFingerprint = ca.Fingerprint(certs[0])
-	return a, nil
-}
-
-// actor names who acts at the command line, for the audit.
-func actor() string {
-	if u, err := user.Current(); err == nil {
-		return "cli:" + u.Username
+	defer session.Close()
+	k, err := c.find(con, session)
+	if err != nil {
+		return err
 	}
-	return "cli:" + fmt.Sprint(os.Getuid())
+	var unlocked struct {
+		EnrollmentToken enrollToken `json:"enrollment_token"`
+	}
+	in := map[string]any{"ttl_seconds": int(c.TTL.Seconds())}
+	if err := session.Call(con.ctx, http.MethodPost, "collectors/"+k.ID+"/unlock", in, &unlocked); err != nil {
+		return err
+	}
+	made := unlocked.EnrollmentToken
+	made.Name, made.URL, made.again = k.Name, session.Server(), true
+	return printTokens(con, c.Output, c.TokenFile, []enrollToken{made})
 }

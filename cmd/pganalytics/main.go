@@ -19,7 +19,15 @@ type commands struct {
 	Serve      serveCmd      `cmd:"" help:"Run all services in one process, with the stream in it."`
 	Status     statusCmd     `cmd:"" help:"Show what the stream and the store hold."`
 	Query      queryCmd      `cmd:"" help:"Run one reading SQL statement on the stored metrics."`
+	CA         caCmd         `cmd:"" name:"ca" help:"Show and replace the authorities and the signing key."`
 	Collectors collectorsCmd `cmd:"" help:"Work with collectors."`
+	Login      loginCmd      `cmd:"" help:"Log in, for the commands that act as a user."`
+	Logout     logoutCmd     `cmd:"" help:"End the session."`
+	Whoami     whoamiCmd     `cmd:"" help:"Tell whose session it is."`
+	Password   passwordCmd   `cmd:"" help:"Change the own password."`
+	Users      usersCmd      `cmd:"" help:"Work with users."`
+	Tokens     tokensCmd     `cmd:"" help:"Work with API tokens."`
+	Audit      auditCmd      `cmd:"" help:"Show who did what."`
 	Demo       demoCmd       `cmd:"" help:"Run the whole system on this host, with a collector that watches its own database."`
 	Version    versionCmd    `cmd:"" help:"Show which build this is."`
 }

@@ -1,5 +1,6 @@
-// Package authsvc lets collectors in: it enrols them, renews their
-// certificates, and hands out their access tokens.
+// Package authsvc lets people and collectors in: it keeps users and their
+// sessions, enrols collectors, renews their certificates, and hands out access
+// tokens.
 //
 // Invariants: a private key never leaves the collector. An act and its audit
 // row are one transaction. What the database has committed is then published
@@ -22,6 +23,7 @@ import (
 	"net/netip"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-chi/chi/v5"
@@ -29,6 +31,7 @@ import (
 
 	"pganalytics/pkg/fault"
 	"pganalytics/pkg/httpserver"
+	"pganalytics/pkg/httpserver/typed"
 	"pganalytics/pkg/identity"
 	"pganalytics/pkg/identity/ca"
 )
@@ -47,15 +50,30 @@ type Config struct {
 	// listener. Defaults to CollectorURL, which is right where one listener
 	// serves both.
 	TokenURL string
+	// CollectorInterval is how often a collector sends. One of which nothing has
+	// been stored for three of them is offline. Defaults to 1m; at most 20m.
+	CollectorInterval time.Duration
+	// KeySettle is how long a new signing key must have been known here before
+	// it is used: the other verifiers learn of it at the same time, but for
+	// delays. Defaults to 5s.
+	KeySettle time.Duration
 	// Now is the service's clock. Defaults to time.Now.
 	Now func() time.Time
 }
+
+const maxCollectorInterval = 20 * time.Minute
 
 // Validate reports all faults.
 func (c Config) Validate() error {
 	errs := []error{checkURL("--collector-url", c.CollectorURL)}
 	if c.TokenURL != "" {
 		errs = append(errs, checkURL("--token-url", c.TokenURL))
+	}
+	if c.CollectorInterval < 0 || c.CollectorInterval > maxCollectorInterval {
+		errs = append(errs, fmt.Errorf("collector interval %s: must be above 0 and at most %s", c.CollectorInterval, maxCollectorInterval))
+	}
+	if c.KeySettle < 0 {
+		errs = append(errs, fmt.Errorf("key settle %s: must not be negative", c.KeySettle))
 	}
 	return errors.Join(errs...)
 }
@@ -71,10 +89,15 @@ func checkURL(flag, value string) error {
 // CollectorStore keeps collectors and their certificates. Each method that
 // changes something is one transaction, audit row included.
 type CollectorStore interface {
-	// Register consumes the enrolment token and stores collector and first
-	// certificate. It errs with ErrEnrollmentRefused unless the token is
-	// there, unused and in time, and with ErrNameTaken.
-	Register(ctx context.Context, r Registration) (identity.Collector, error)
+	// Register consumes the enrolment token and stores collector and
+	// certificate; see Registration. It errs with ErrEnrollmentRefused unless
+	// the token is there, unused, in time and for this source, with
+	// ErrNameTaken, ErrCollectorLocked and ErrCollectorDisabled.
+	Register(ctx context.Context, r Registration) (Registered, error)
+	// RepeatedRegistration returns the enrolment that this token, name and key
+	// made before, if its certificate has not been seen in use. It errs with
+	// ErrEnrollmentRefused if there is none.
+	RepeatedRegistration(ctx context.Context, r Registration) (Registered, error)
 	// Renew stores a certificate of the next generation, or locks the
 	// collector; see Renewal.
 	Renew(ctx context.Context, r Renewal) (Renewed, error)
@@ -83,19 +106,35 @@ type CollectorStore interface {
 	// Directory returns all that verifiers must know: collectors, and the
 	// revocations of certificates that end after the given time.
 	Directory(ctx context.Context, endAfter time.Time) ([]identity.Collector, []identity.Revocation, error)
+	// ListCollectors returns one page, by name, and how many there are in all.
+	ListCollectors(ctx context.Context, q CollectorQuery) ([]Collector, int, error)
+	// ChangeCollector does what an operator asked for. It errs with
+	// ErrNoCollector and ErrStatusConflict.
+	ChangeCollector(ctx context.Context, c Change) (Changed, error)
 }
 
 // TokenStore keeps enrolment tokens.
 type TokenStore interface {
-	// CreateEnrollmentToken stores the token and the audit row.
+	// CreateEnrollmentToken stores the token and the audit row. It errs with
+	// ErrNoCollector for a token that re-enrols one that is not there.
 	CreateEnrollmentToken(ctx context.Context, t EnrollmentToken) error
 	// EnrollmentToken returns the token of that id, or one that is not usable.
 	EnrollmentToken(ctx context.Context, id string) (EnrollmentToken, error)
+	// ListEnrollmentTokens returns one page, newest first, and how many there
+	// are in all.
+	ListEnrollmentTokens(ctx context.Context, page Page) ([]EnrollmentToken, int, error)
+	// RevokeEnrollmentToken ends a token's use; a second time is no error. It
+	// errs with ErrNoEnrollmentToken.
+	RevokeEnrollmentToken(ctx context.Context, id string, by Act) error
 }
 
 // Directory is the identity bucket, to write to.
 type Directory interface {
 	Put(ctx context.Context, key string, value []byte) error
+	// Revise puts what change makes of the present value, with nobody else's
+	// value in between; nil leaves it.
+	Revise(ctx context.Context, key string, change func(old []byte) []byte) error
+	Delete(ctx context.Context, key string) error
 }
 
 // Certificate is an issued certificate as the store keeps it.
@@ -121,6 +160,9 @@ var (
 	ErrNameTaken          = fault.New(fault.Conflict, "name_taken", "There is a collector of this name.")
 	ErrCollectorLocked    = fault.New(fault.Forbidden, "collector_locked", "The collector is locked; an operator must unlock it.")
 	ErrCollectorDisabled  = fault.New(fault.Forbidden, "collector_disabled", "The collector is disabled.")
+	ErrNoCollector        = fault.New(fault.NotFound, "collector_not_found", "There is no such collector.")
+	ErrNoEnrollmentToken  = fault.New(fault.NotFound, "enrollment_token_not_found", "There is no such enrolment token.")
+	ErrStatusConflict     = fault.New(fault.Conflict, "status_conflict", "The collector's status does not allow this.")
 	ErrCertificateUnknown = fault.New(fault.Unauthenticated, "certificate_unknown", "The certificate is not known here.")
 )
 
@@ -128,6 +170,9 @@ var (
 type Needs struct {
 	Collectors CollectorStore
 	Tokens     TokenStore
+	Users      UserStore
+	APITokens  APITokenStore
+	Audit      AuditStore
 	Directory  Directory
 	Snapshot   *identity.Snapshot // of the bucket that Directory writes to
 	Verifier   *identity.Verifier // on top of Snapshot
@@ -147,9 +192,22 @@ type Service struct {
 	// first is served asks for the same.
 	wake chan struct{}
 
+	// unpublished is set while something committed may not have reached the
+	// bucket: it is then tried again without patience.
+	unpublished atomic.Bool
+
+	signing     signing      // of Run alone
+	revokedSent atomic.Int64 // signing keys whose revocation was published
+
 	flushing sync.Mutex
 	mu       sync.Mutex
 	used     map[string]time.Time // certificates seen in use that the store does not know of yet
+	// usedTokens is the same of API tokens.
+	usedTokens map[string]time.Time
+
+	hasher   *hasher
+	throttle *throttle
+	refused  refusals
 }
 
 // New makes the service. It does nothing until its routes are called and Run
@@ -161,12 +219,23 @@ func New(cfg Config, needs Needs) (*Service, error) {
 	if cfg.TokenURL == "" {
 		cfg.TokenURL = cfg.CollectorURL
 	}
+	if cfg.CollectorInterval == 0 {
+		cfg.CollectorInterval = time.Minute
+	}
+	if cfg.KeySettle == 0 {
+		cfg.KeySettle = 5 * time.Second
+	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	hasher, err := newHasher()
+	if err != nil {
+		return nil, fmt.Errorf("authsvc: %w", err)
+	}
 	return &Service{
 		cfg: cfg, Needs: needs, metrics: newMetrics(needs.Registry),
-		wake: make(chan struct{}, 1), used: map[string]time.Time{},
+		wake: make(chan struct{}, 1), used: map[string]time.Time{}, usedTokens: map[string]time.Time{},
+		hasher: hasher, throttle: newThrottle(cfg.Now), refused: refusals{counts: map[Refusal]int{}},
 	}, nil
 }
 
@@ -174,6 +243,16 @@ func New(cfg Config, needs Needs) (*Service, error) {
 func (s *Service) UserRoutes(r chi.Router) {
 	r.Post("/api/v1/collectors/register", httpserver.Handle(s.register))
 	r.Get("/api/v1/ca", httpserver.Handle(s.serverCA))
+	s.routes(s.describe(r))
+}
+
+// routes adds those that are made of typed functions.
+func (s *Service) routes(api *typed.API) {
+	s.sessionRoutes(api)
+	s.userRoutes(api)
+	s.apiTokenRoutes(api)
+	s.auditRoutes(api)
+	s.adminRoutes(api)
 }
 
 // CollectorRoutes adds what belongs on the listener that demands a client

@@ -20,6 +20,9 @@ type metrics struct {
 	enrolments      *prometheus.CounterVec
 	renewals        *prometheus.CounterVec
 	tokens          *prometheus.CounterVec
+	logins          *prometheus.CounterVec
+	refreshes       *prometheus.CounterVec
+	reuses          prometheus.Counter
 	publishFailures prometheus.Counter
 }
 
@@ -36,7 +39,13 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		enrolments: counter("enrolments_total", "Enrolments by result.", resultDone, resultRefused, resultFailed),
 		renewals: counter("renewals_total", "Certificate renewals by result; locked means that a key may have been copied.",
 			resultDone, resultRefused, resultFailed, resultLocked),
-		tokens: counter("collector_tokens_total", "Requests for collector access tokens by result.", resultDone, resultRefused, resultFailed),
+		tokens:    counter("collector_tokens_total", "Requests for collector access tokens by result.", resultDone, resultRefused, resultFailed),
+		logins:    counter("logins_total", "Logins by result.", resultDone, resultRefused, resultFailed),
+		refreshes: counter("refreshes_total", "Exchanges of refresh tokens by result.", resultDone, resultRefused, resultFailed),
+		reuses: f.NewCounter(prometheus.CounterOpts{
+			Name: "pganalytics_authsvc_refresh_reuses_total",
+			Help: "Refresh tokens that were used twice; each means that one may have been copied, and ended its session.",
+		}),
 		publishFailures: f.NewCounter(prometheus.CounterOpts{
 			Name: "pganalytics_authsvc_publish_failures_total",
 			Help: "Records that could not be written to the identity bucket; each is tried again.",

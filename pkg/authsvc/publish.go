@@ -16,22 +16,58 @@ const (
 	publishTimeout = 2 * time.Second // an enrolment waits for it, and is done without it as well
 	flushEvery     = time.Second     // how long another authsvc may not know that a certificate is in use
 	reconcileEvery = 30 * time.Second
+	pruneEvery     = time.Hour
 	roundTimeout   = time.Minute
 	stopTimeout    = 5 * time.Second
 )
 
-// publish tells verifiers of a committed change. If it can't, Run will: the
-// change is in the database, and the bucket is compared with it.
-func (s *Service) publish(ctx context.Context, c identity.Collector) {
+// publish tells verifiers of a committed change, revocations first. If it
+// can't, Run will: the change is in the database, and the bucket is compared
+// with it.
+func (s *Service) publish(ctx context.Context, c identity.Collector, revocations ...identity.Revocation) {
 	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()
-	if err := s.put(ctx, c.Record); err != nil {
-		s.Log.Warn("collector not published yet", "collector_id", c.ID, "err", err)
-		select {
-		case s.wake <- struct{}{}:
-		default:
+	var err error
+	for _, r := range revocations {
+		if err = s.put(ctx, r.Record); err != nil {
+			break
 		}
 	}
+	if err == nil {
+		err = s.putCollector(ctx, c)
+	}
+	if err != nil {
+		s.Log.Warn("collector not published yet", "collector_id", c.ID, "err", err)
+		s.unpublished.Store(true)
+		s.wakeUp()
+	}
+}
+
+func (s *Service) wakeUp() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// putCollector never replaces a newer record: two changes that are published
+// at once, perhaps by two processes, may arrive in either order.
+func (s *Service) putCollector(ctx context.Context, c identity.Collector) error {
+	key, value, err := c.Record()
+	if err != nil {
+		return err
+	}
+	err = s.Directory.Revise(ctx, key, func(old []byte) []byte {
+		if old != nil && !c.Supersedes(old) {
+			return nil
+		}
+		return value
+	})
+	if err != nil {
+		s.metrics.publishFailures.Inc()
+		return fmt.Errorf("publish %s: %w", key, err)
+	}
+	return nil
 }
 
 func (s *Service) put(ctx context.Context, record func() (string, []byte, error)) error {
@@ -52,20 +88,38 @@ func (s *Service) put(ctx context.Context, record func() (string, []byte, error)
 func (s *Service) Run(ctx context.Context) error {
 	tick := time.NewTicker(flushEvery)
 	defer tick.Stop()
-	var reconcile, flush retry
+	var reconcile, flush, flushTokens, refusals, prune retry
 	for {
+		if s.unpublished.Load() || s.revokedKeysChanged() || s.Snapshot.Incomplete() {
+			reconcile = retry{}
+		}
+		s.followKey(ctx)
 		if reconcile.due() {
 			s.attempt(ctx, "reconcile", &reconcile, reconcileEvery, s.Reconcile)
 		}
 		if flush.due() {
 			s.attempt(ctx, "mark_used", &flush, 0, s.flushUsed)
 		}
+		if flushTokens.due() {
+			s.attempt(ctx, "mark_api_tokens", &flushTokens, 0, s.flushUsedTokens)
+		}
+		if refusals.due() {
+			s.attempt(ctx, "audit_refusals", &refusals, 0, func(ctx context.Context) error { return s.flushRefusals(ctx, s.cfg.Now()) })
+		}
+		if prune.due() {
+			s.attempt(ctx, "prune_sessions", &prune, pruneEvery, func(ctx context.Context) error {
+				return s.Users.PruneSessions(ctx, s.cfg.Now().Add(-identity.SessionEndLife))
+			})
+		}
 		select {
 		case <-ctx.Done():
 			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 			defer cancel()
-			if err := s.flushUsed(last); err != nil {
-				s.Log.Warn("certificates in use not noted; they will be when next seen", "err", err)
+			if err := errors.Join(s.flushUsed(last), s.flushUsedTokens(last)); err != nil {
+				s.Log.Warn("certificates or tokens in use not noted; they will be when next seen", "err", err)
+			}
+			if err := s.flushRefusals(last, s.cfg.Now().Add(time.Minute)); err != nil {
+				s.Log.Warn("refusals are missing in the audit", "err", err)
 			}
 			return nil
 		case <-tick.C:
@@ -113,31 +167,54 @@ func (s *Service) Reconcile(ctx context.Context) error {
 	if !ok {
 		return errNotRead
 	}
-	// The key first and without the database: tokens must go on without it.
-	key := s.Signer.Record()
-	if _, ok := have.Keys[key.KID]; !ok {
-		if err := s.put(ctx, func() (string, []byte, error) { return identity.KeyRecord(key) }); err != nil {
-			return err
-		}
-		have.Keys[key.KID] = key
+	waiting := s.unpublished.Swap(false) // before the database is read: what fails later says so again
+	err := s.reconcile(ctx, have)
+	if err != nil && waiting {
+		s.unpublished.Store(true)
+	}
+	return err
+}
+
+func (s *Service) reconcile(ctx context.Context, have identity.Observed) error {
+	// Keys first and without the database: tokens must go on without it.
+	if err := s.putKeys(ctx, have); err != nil {
+		return err
+	}
+	// What a bucket that was made anew forgot, and the database, if it is from
+	// an older backup, does not know either.
+	if err := s.putRevocations(ctx, have.Lost.Revoked, have.Revoked); err != nil {
+		return err
+	}
+	if err := s.putCollectors(ctx, have.Lost.Collectors, have.Collectors); err != nil {
+		return err
 	}
 	collectors, revocations, err := s.Collectors.Directory(ctx, s.cfg.Now().Add(-identity.RenewalGrace))
 	if err != nil {
 		return err
 	}
+	if err := s.putRevocations(ctx, revocations, have.Revoked); err != nil {
+		return err
+	}
+	if err := s.putCollectors(ctx, collectors, have.Collectors); err != nil {
+		return err
+	}
+	if err := s.reconcilePeople(ctx, have); err != nil {
+		return err
+	}
+	return s.putMeta(ctx, have)
+}
+
+func (s *Service) putRevocations(ctx context.Context, revocations []identity.Revocation, have map[string]identity.Revocation) error {
 	for _, r := range revocations {
-		if _, ok := have.Revoked[r.Thumbprint]; ok {
+		if _, ok := have[r.Thumbprint]; ok {
 			continue
 		}
 		if err := s.put(ctx, r.Record); err != nil {
 			return err
 		}
-		have.Revoked[r.Thumbprint] = r
+		have[r.Thumbprint] = r
 	}
-	if err := s.putCollectors(ctx, collectors, have.Collectors); err != nil {
-		return err
-	}
-	return s.putMeta(ctx, have)
+	return nil
 }
 
 func (s *Service) putCollectors(ctx context.Context, collectors []identity.Collector, have map[uuid.UUID]identity.Collector) error {
@@ -145,7 +222,7 @@ func (s *Service) putCollectors(ctx context.Context, collectors []identity.Colle
 		if old, ok := have[c.ID]; ok && !c.ChangedAt.After(old.ChangedAt) {
 			continue
 		}
-		if err := s.put(ctx, c.Record); err != nil {
+		if err := s.putCollector(ctx, c); err != nil {
 			return err
 		}
 		have[c.ID] = c
@@ -159,6 +236,7 @@ func (s *Service) putMeta(ctx context.Context, have identity.Observed) error {
 	meta := identity.Meta{
 		Generation: have.Meta.Generation,
 		Collectors: len(have.Collectors), Revoked: len(have.Revoked), Keys: len(have.Keys),
+		Users: len(have.People.Users), APITokens: len(have.People.APITokens),
 	}
 	if meta == have.Meta && meta.Generation >= have.Served {
 		return nil

@@ -3,9 +3,12 @@ package authsvc
 import (
 	"context"
 	"crypto/sha256"
+	"crypto/x509"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -14,6 +17,7 @@ import (
 
 	"pganalytics/pkg/fault"
 	"pganalytics/pkg/httpserver"
+	"pganalytics/pkg/identity"
 	"pganalytics/pkg/identity/ca"
 )
 
@@ -40,7 +44,10 @@ type registerAnswer struct {
 	TokenURL             string    `json:"token_url"`
 }
 
-// Registration is an enrolment to be stored.
+// Registration asks the store to enrol. Its token decides what that is:
+//
+//	a new collector            one more collector, generation 1
+//	a collector that is there  the next generation; all earlier ones revoked
 type Registration struct {
 	TokenID   string
 	TokenHash [sha256.Size]byte
@@ -48,13 +55,25 @@ type Registration struct {
 	Source    netip.Addr
 
 	CollectorID                      uuid.UUID
+	Again                            bool // CollectorID is there already, as the token says
 	Name, Hostname, Address, Version string
 	Certificate                      Certificate
+}
+
+// Registered is what became of a Registration.
+type Registered struct {
+	Record      identity.Collector
+	DER         []byte // the certificate to hand out
+	Revocations []identity.Revocation
 }
 
 // register enrols a collector. The token is looked at before the body is read,
 // so that nobody without one has us parse or sign anything; what counts is the
 // UPDATE that consumes it in the end.
+//
+// If the answer gets lost, the collector asks again with the same token and
+// key and gets the same certificate, until it has used that. Who does not hold
+// the key learns nothing: to everybody else the token is used.
 func (s *Service) register(w http.ResponseWriter, r *http.Request) error {
 	answer, err := s.enrol(r)
 	s.metrics.enrolments.WithLabelValues(outcome(err)).Inc()
@@ -75,45 +94,79 @@ func (s *Service) enrol(r *http.Request) (*registerAnswer, error) {
 		return nil, err
 	}
 	now := s.cfg.Now().UTC()
-	if !token.usable(hash, now) {
+	repeat, ok := token.admits(hash, source(r), now)
+	if !ok {
 		return nil, ErrEnrollmentRefused
 	}
-	body, err := httpserver.ReadJSON[registerRequest](r, maxBodyBytes)
+	registration := Registration{TokenID: tokenID, TokenHash: hash, At: now, Source: source(r)}
+	done, err := s.registration(r, registration, token, repeat)
+	if err != nil && repeat && fault.ClassOf(err).HTTPStatus() < 500 {
+		return nil, ErrEnrollmentRefused // the token is used, whatever else is wrong
+	}
 	if err != nil {
 		return nil, err
 	}
-	if err := body.validate(); err != nil {
-		return nil, err
+	return s.welcome(done)
+}
+
+// registration reads the body and enrols.
+func (s *Service) registration(r *http.Request, g Registration, token EnrollmentToken, repeat bool) (Registered, error) {
+	ctx := r.Context()
+	var none Registered
+	body, err := httpserver.ReadJSON[registerRequest](r, maxBodyBytes)
+	if err != nil {
+		return none, err
 	}
-	if token.BoundName != "" && token.BoundName != body.Name {
-		return nil, fault.New(fault.Forbidden, "enrollment_name_mismatch", "The enrolment token is for another name.")
+	if err := body.validate(); err != nil {
+		return none, err
+	}
+	if token.BoundName != "" && token.BoundName != body.Name || len(token.Names) > 0 && !slices.Contains(token.Names, body.Name) {
+		return none, fault.New(fault.Forbidden, "enrollment_name_mismatch", "The enrolment token is for another name.")
 	}
 	request, err := parseCSR(body.CSR)
 	if err != nil {
-		return nil, err
+		return none, err
 	}
-	id := uuid.New()
-	cert, err := s.Authority.IssueCollector(id, request)
-	if err != nil {
-		return nil, err
+	g.Name, g.Hostname, g.Address, g.Version = body.Name, body.Hostname, body.Address, body.Version
+	if repeat || slices.Contains(token.UsedNames, body.Name) {
+		g.Certificate.KeyHash = request.KeyHash()
+		return s.Collectors.RepeatedRegistration(ctx, g)
 	}
-	access, expires, err := s.Signer.CollectorToken(id, body.Hostname, cert)
-	if err != nil {
-		return nil, err
+	if g.CollectorID, g.Again = token.CollectorID, token.CollectorID != uuid.Nil; !g.Again {
+		g.CollectorID = uuid.New()
 	}
-	collector, err := s.Collectors.Register(ctx, Registration{
-		TokenID: tokenID, TokenHash: hash, At: now, Source: source(r),
-		CollectorID: id, Name: body.Name, Hostname: body.Hostname, Address: body.Address, Version: body.Version,
-		Certificate: storable(cert),
-	})
+	cert, err := s.Authority.IssueCollector(g.CollectorID, request)
 	if err != nil {
-		return nil, err
+		return none, err
+	}
+	g.Certificate = storable(cert)
+	done, err := s.Collectors.Register(ctx, g)
+	if errors.Is(err, ErrEnrollmentRefused) {
+		// Used by another request meanwhile; perhaps by the same one, sent twice.
+		return s.Collectors.RepeatedRegistration(ctx, g)
+	}
+	if err != nil {
+		return none, err
 	}
 	// From here on it is enrolled, come what may.
-	s.publish(context.WithoutCancel(ctx), collector)
-	s.Log.Info("collector enrolled", "collector_id", id, "name", body.Name, "enrollment_token", tokenID, "not_after", cert.NotAfter)
+	s.publish(context.WithoutCancel(ctx), done.Record, done.Revocations...)
+	s.Log.Info("collector enrolled", "collector_id", g.CollectorID, "name", body.Name, "again", g.Again,
+		"enrollment_token", g.TokenID, "not_after", cert.NotAfter)
+	return done, nil
+}
+
+// welcome tells an enrolled collector all it needs.
+func (s *Service) welcome(done Registered) (*registerAnswer, error) {
+	cert, err := x509.ParseCertificate(done.DER)
+	if err != nil {
+		return nil, fmt.Errorf("read stored certificate: %w", err)
+	}
+	access, expires, err := s.Signer.CollectorToken(done.Record.ID, done.Record.Hostname, cert)
+	if err != nil {
+		return nil, err
+	}
 	return &registerAnswer{
-		CollectorID: id, Token: access, ExpiresAt: expires,
+		CollectorID: done.Record.ID, Token: access, ExpiresAt: expires,
 		Certificate: string(ca.EncodePEM(cert)), CertificateExpiresAt: cert.NotAfter,
 		CA: string(ca.EncodePEM(s.Authority.ServerCAs()...)), CollectorURL: s.cfg.CollectorURL, TokenURL: s.cfg.TokenURL,
 	}, nil

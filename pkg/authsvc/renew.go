@@ -42,10 +42,12 @@ type renewAnswer struct {
 //	anything older                                    → the collector is locked
 //
 // For if two hold certificates of one collector, one of them has a copied key,
-// and nobody can tell which.
+// and nobody can tell which. A database from an older backup may not know the
+// presented one: if verifiers know it as the newest, it is taken over as that.
 type Renewal struct {
 	CollectorID uuid.UUID
-	Presented   string // thumbprint
+	Presented   Certificate
+	Known       identity.Collector // what verifiers know of the collector
 	At          time.Time
 	Source      netip.Addr
 	Certificate Certificate // signed already; not handed out unless it is stored
@@ -95,8 +97,10 @@ func (s *Service) exchange(r *http.Request) (answer *renewAnswer, result string,
 	if err := s.flushUsed(ctx); err != nil {
 		return nil, outcome(err), err
 	}
+	known, _ := s.Snapshot.Collector(who.CollectorID)
 	renewed, err := s.Collectors.Renew(ctx, Renewal{
-		CollectorID: who.CollectorID, Presented: who.Thumbprint, At: s.cfg.Now().UTC(), Source: source(r), Certificate: storable(cert),
+		CollectorID: who.CollectorID, Presented: storable(state.PeerCertificates[0]), Known: known,
+		At: s.cfg.Now().UTC(), Source: source(r), Certificate: storable(cert),
 	})
 	if err != nil {
 		return nil, outcome(err), err

@@ -60,6 +60,8 @@ type stack struct {
 	users       *httpserver.Server
 	collectors  *httpserver.Server
 	logs        *logBuffer
+	once        sync.Once
+	one         *http.Client
 }
 
 type clock struct{ offset atomic.Int64 }
@@ -101,19 +103,45 @@ func newStack(t *testing.T, databaseURL string) *stack {
 // newStackAt makes one whose clock is ahead of the machine's by offset.
 func newStackAt(t *testing.T, databaseURL string, offset time.Duration) *stack {
 	t.Helper()
+	s := newGround(t, databaseURL, offset)
+	s.open(authsvc.Config{CollectorURL: collectorURL})
+	return s
+}
+
+// newGround makes what authsvc stands on.
+func newGround(t *testing.T, databaseURL string, offset time.Duration) *stack {
+	t.Helper()
 	s := &stack{t: t, clock: &clock{}, databaseURL: databaseURL, nats: testnats.Start(t), logs: &logBuffer{},
 		dir: filepath.Join(t.TempDir(), "identity")}
 	s.clock.advance(offset)
-	log := slog.New(slog.NewTextHandler(s.logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	reg := prometheus.NewRegistry()
 	var err error
-	s.bus, err = bus.Connect(t.Context(), bus.Config{URL: s.nats.URL(), ConfirmEvery: 100 * time.Millisecond}, log, reg)
+	s.bus, err = bus.Connect(t.Context(), bus.Config{URL: s.nats.URL(), ConfirmEvery: 100 * time.Millisecond}, s.log(), prometheus.NewRegistry())
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = s.bus.Close(context.Background()) })
 	require.NoError(t, s.bus.EnsureStreams(t.Context()))
-
 	s.authority, err = ca.Init(ca.Options{Dir: s.dir, TrustDomain: trustDomain, ServerNames: []string{"127.0.0.1"}, Now: s.clock.now})
 	require.NoError(t, err)
+	s.store, err = pgstore.Open(t.Context(), databaseURL)
+	require.NoError(t, err)
+	t.Cleanup(s.store.Close)
+	return s
+}
+
+func (s *stack) log() *slog.Logger {
+	return slog.New(slog.NewTextHandler(s.logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
+}
+
+// open starts authsvc, on the addresses of the last time if there was one, and
+// returns what stops it. Without a TokenURL it names its own listener, if the
+// CollectorURL is a real one.
+func (s *stack) open(cfg authsvc.Config) (stop func()) {
+	t, log, reg := s.t, s.log(), prometheus.NewRegistry()
+	t.Helper()
+	addr := [2]string{"127.0.0.1:0", "127.0.0.1:0"}
+	if s.users != nil {
+		addr = [2]string{s.users.Addr().String(), s.collectors.Addr().String()}
+	}
+	var err error
 	s.snapshot, err = identity.NewSnapshot(s.authority.Roots(), log, reg)
 	require.NoError(t, err)
 	s.verifier, err = identity.NewVerifier(identity.VerifierConfig{
@@ -123,46 +151,54 @@ func newStackAt(t *testing.T, databaseURL string, offset time.Duration) *stack {
 	key, record := s.authority.SigningKey()
 	signer, err := identity.NewSigner(identity.Tokens{}, key, record, s.clock.now)
 	require.NoError(t, err)
-	s.store, err = pgstore.Open(t.Context(), databaseURL)
-	require.NoError(t, err)
-	t.Cleanup(s.store.Close)
-	s.service, err = authsvc.New(authsvc.Config{CollectorURL: collectorURL, Now: s.clock.now}, authsvc.Needs{
-		Collectors: s.store, Tokens: s.store, Directory: s.bus.IdentityBucket(), Snapshot: s.snapshot, Verifier: s.verifier,
-		Signer: signer, Authority: s.authority, Log: log, Registry: reg,
-	})
-	require.NoError(t, err)
-
 	certificate, err := httpserver.LoadCertificate(filepath.Join(s.dir, ca.ServerCertFile), filepath.Join(s.dir, ca.ServerKeyFile), log)
 	require.NoError(t, err)
 	metrics := httpserver.NewMetrics(reg)
+	s.users, err = httpserver.Listen(httpserver.Config{Name: "users", Addr: addr[0]}, httpserver.UserTLS(certificate), log, metrics)
+	require.NoError(t, err)
+	s.collectors, err = httpserver.Listen(httpserver.Config{Name: "collectors", Addr: addr[1]},
+		httpserver.CollectorTLS(certificate, s.verifier.CollectorCAs, identity.RenewalGrace), log, metrics)
+	require.NoError(t, err)
+	if cfg.Now = s.clock.now; cfg.CollectorURL != collectorURL {
+		cfg.TokenURL = s.collectors.URL()
+	}
+	s.service, err = authsvc.New(cfg, authsvc.Needs{
+		Collectors: s.store, Tokens: s.store, Users: s.store, APITokens: s.store, Audit: s.store, Directory: s.bus.IdentityBucket(), Snapshot: s.snapshot, Verifier: s.verifier,
+		Signer: signer, Authority: s.authority, Log: log, Registry: reg,
+	})
+	require.NoError(t, err)
 	users, collectors := httpserver.NewRouter(), httpserver.NewRouter()
 	s.service.UserRoutes(users)
 	s.service.CollectorRoutes(collectors)
-	s.users, err = httpserver.Listen(httpserver.Config{Name: "users", Addr: "127.0.0.1:0"}, httpserver.UserTLS(certificate), log, metrics)
-	require.NoError(t, err)
-	s.collectors, err = httpserver.Listen(httpserver.Config{Name: "collectors", Addr: "127.0.0.1:0"},
-		httpserver.CollectorTLS(certificate, s.verifier.CollectorCAs, identity.RenewalGrace), log, metrics)
-	require.NoError(t, err)
 
-	s.background(func(ctx context.Context) error {
-		return s.bus.IdentityBucket().Follow(ctx, following{s.snapshot, s.clock})
-	})
-	s.background(s.service.Run)
-	s.background(func(ctx context.Context) error { return s.users.Part(users).Run(ctx, func() {}) })
-	s.background(func(ctx context.Context) error { return s.collectors.Part(collectors).Run(ctx, func() {}) })
+	snapshot := s.snapshot
+	stops := []func(){
+		s.background(func(ctx context.Context) error {
+			return s.bus.IdentityBucket().Follow(ctx, following{snapshot, s.clock})
+		}),
+		s.background(s.service.Run),
+		s.background(func(ctx context.Context) error { return s.users.Part(users).Run(ctx, func() {}) }),
+		s.background(func(ctx context.Context) error { return s.collectors.Part(collectors).Run(ctx, func() {}) }),
+	}
 	s.eventually(func() bool { return s.service.Ready() == nil }, "ready")
-	return s
+	return func() {
+		for _, stop := range stops {
+			stop()
+		}
+	}
 }
 
-// background runs until the test ends, and waits for it to end.
-func (s *stack) background(run func(context.Context) error) {
+// background runs until it is stopped or the test ends, and waits for it to end.
+func (s *stack) background(run func(context.Context) error) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- run(ctx) }()
-	s.t.Cleanup(func() {
+	stop = sync.OnceFunc(func() {
 		cancel()
 		require.NoError(s.t, <-done)
 	})
+	s.t.Cleanup(stop)
+	return stop
 }
 
 func (s *stack) eventually(ok func() bool, what string) {
@@ -229,7 +265,11 @@ func (s *stack) call(c *http.Client, method, url, authorization, body string) an
 }
 
 func (s *stack) tryCall(c *http.Client, method, url, authorization, body string) (a answer, err error) {
-	req, err := http.NewRequestWithContext(context.Background(), method, url, bytes.NewReader([]byte(body)))
+	return s.tryCallContext(context.Background(), c, method, url, authorization, body)
+}
+
+func (s *stack) tryCallContext(ctx context.Context, c *http.Client, method, url, authorization, body string) (a answer, err error) {
+	req, err := http.NewRequestWithContext(ctx, method, url, bytes.NewReader([]byte(body)))
 	if err != nil {
 		return a, err
 	}

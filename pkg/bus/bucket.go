@@ -34,6 +34,46 @@ func (b *Bucket) Put(ctx context.Context, key string, value []byte) error {
 	})
 }
 
+// reviseTries bounds how often others may come first. They are the few writers
+// of one installation.
+const reviseTries = 10
+
+// Revise puts what change makes of a key's value, and is sure that nobody else
+// put anything in between: if somebody did, change is asked again. It is given
+// nil for a key without value, and returns nil to leave the value as it is.
+// Errors are as for Put.
+func (b *Bucket) Revise(ctx context.Context, key string, change func(old []byte) []byte) error {
+	return b.with(ctx, "revise", key, func(ctx context.Context, kv jetstream.KeyValue) error {
+		for try := 1; ; try++ {
+			err := revise(ctx, kv, key, change)
+			other := errors.Is(err, jetstream.ErrKeyExists) || errors.Is(err, jetstream.ErrKeyRevisionMismatch)
+			if !other || try == reviseTries {
+				return err
+			}
+		}
+	})
+}
+
+// revise errs with ErrKeyExists or ErrKeyRevisionMismatch when somebody else
+// came first.
+func revise(ctx context.Context, kv jetstream.KeyValue, key string, change func(old []byte) []byte) error {
+	entry, err := kv.Get(ctx, key)
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		if value := change(nil); value != nil {
+			_, err = kv.Create(ctx, key, value)
+			return err
+		}
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if value := change(entry.Value()); value != nil {
+		_, err = kv.Update(ctx, key, value, entry.Revision())
+	}
+	return err
+}
+
 // Delete removes a key; that it is not there is no error. Errors are as for
 // Put.
 func (b *Bucket) Delete(ctx context.Context, key string) error {

@@ -22,20 +22,30 @@ import (
 // TooLarge, Invalid, or Unavailable when the body did not arrive.
 func ReadJSON[T any](r *http.Request, limit int64) (T, error) {
 	var v T
-	if err := CheckContentType(r, "application/json"); err != nil {
-		return v, err
-	}
-	if encoding := r.Header.Get("Content-Encoding"); encoding != "" && !strings.EqualFold(encoding, "identity") {
-		return v, fault.New(fault.UnsupportedMedia, "unsupported_encoding", "This path takes no content encoding.")
-	}
-	data, err := readAll(r, limit)
+	data, err := ReadJSONBody(r, limit)
 	if err != nil {
 		return v, err
 	}
-	if err := json.Unmarshal(data, &v, json.RejectUnknownMembers(true)); err != nil {
-		return v, invalidJSON(err)
+	return v, DecodeJSON(data, &v)
+}
+
+// ReadJSONBody is ReadJSON without the decoding.
+func ReadJSONBody(r *http.Request, limit int64) ([]byte, error) {
+	if err := CheckContentType(r, "application/json"); err != nil {
+		return nil, err
 	}
-	return v, nil
+	if encoding := r.Header.Get("Content-Encoding"); encoding != "" && !strings.EqualFold(encoding, "identity") {
+		return nil, fault.New(fault.UnsupportedMedia, "unsupported_encoding", "This path takes no content encoding.")
+	}
+	return readAll(r, limit)
+}
+
+// DecodeJSON is the decoding of ReadJSON. into is a pointer.
+func DecodeJSON(data []byte, into any) error {
+	if err := json.Unmarshal(data, into, json.RejectUnknownMembers(true)); err != nil {
+		return invalidJSON(err)
+	}
+	return nil
 }
 
 // CheckContentType refuses a request whose body is not of the media type, or

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"runtime/debug"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 // request's goroutine.
 type record struct {
 	id         string
+	source     netip.Addr
 	status     int // 0 until the answer has begun
 	bytesIn    int64
 	bytesOut   int64
@@ -41,6 +43,18 @@ func recordOf(ctx context.Context) *record {
 // RequestID returns the id of the request that ctx belongs to, or "".
 func RequestID(ctx context.Context) string { return recordOf(ctx).id }
 
+// Source returns the address that the request of ctx came from, or the zero
+// Addr.
+func Source(ctx context.Context) netip.Addr { return recordOf(ctx).source }
+
+func source(r *http.Request) netip.Addr {
+	peer, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil {
+		return netip.Addr{}
+	}
+	return peer.Addr().Unmap().WithZone("")
+}
+
 // Annotate adds to the request's line in the access log: who it was, what came
 // of it. No secrets and no input of more than a few bytes.
 func Annotate(ctx context.Context, attrs ...slog.Attr) {
@@ -55,7 +69,7 @@ func Annotate(ctx context.Context, attrs ...slog.Attr) {
 func (s *Server) observe(next http.Handler, routes chi.Routes) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		began := time.Now()
-		rec := &record{id: requestID(r)}
+		rec := &record{id: requestID(r), source: source(r)}
 		route := chi.NewRouteContext()
 		route.Routes = routes
 		ctx := context.WithValue(r.Context(), recordKey{}, rec)

@@ -222,7 +222,7 @@ func (s *Server) httpServer(h http.Handler) *http.Server {
 	routes, _ := h.(chi.Routes)
 	return &http.Server{
 		Handler:           s.observe(s.limitBody(h), routes),
-		TLSConfig:         s.tls,
+		TLSConfig:         s.tls.Clone(), // net/http writes to it
 		ReadHeaderTimeout: s.cfg.HeaderTimeout,
 		WriteTimeout:      s.cfg.AnswerTimeout,
 		IdleTimeout:       s.cfg.IdleTimeout,

@@ -54,19 +54,24 @@ type header struct {
 	KeyID     string `json:"kid"`
 }
 
-// collectorClaims are the claims of a collector's access token. The times are
-// whole seconds since 1970. Audience is one string, not a list.
+// registeredClaims are in every token. The times are whole seconds since 1970.
+// Audience is one string, not a list.
+type registeredClaims struct {
+	Issuer    string `json:"iss"`
+	Audience  string `json:"aud"`
+	Subject   string `json:"sub"`
+	ID        string `json:"jti"`
+	ExpiresAt int64  `json:"exp"`
+	NotBefore int64  `json:"nbf"`
+	IssuedAt  int64  `json:"iat"`
+	Type      string `json:"type"`
+}
+
+// collectorClaims are the claims of a collector's access token.
 type collectorClaims struct {
-	Issuer       string       `json:"iss"`
-	Audience     string       `json:"aud"`
-	Subject      string       `json:"sub"`
-	ID           string       `json:"jti"`
-	ExpiresAt    int64        `json:"exp"`
-	NotBefore    int64        `json:"nbf"`
-	IssuedAt     int64        `json:"iat"`
+	registeredClaims
 	CollectorID  string       `json:"collector_id"`
 	Hostname     string       `json:"hostname"`
-	Type         string       `json:"type"`
 	Confirmation confirmation `json:"cnf"`
 }
 
@@ -84,14 +89,14 @@ func (c *collectorClaims) UnmarshalJSON(data []byte) error {
 
 // The getters of jwt.Claims: a zero time is a missing one.
 
-func (c *collectorClaims) GetExpirationTime() (*jwt.NumericDate, error) {
+func (c *registeredClaims) GetExpirationTime() (*jwt.NumericDate, error) {
 	return date(c.ExpiresAt), nil
 }
-func (c *collectorClaims) GetNotBefore() (*jwt.NumericDate, error) { return date(c.NotBefore), nil }
-func (c *collectorClaims) GetIssuedAt() (*jwt.NumericDate, error)  { return date(c.IssuedAt), nil }
-func (c *collectorClaims) GetIssuer() (string, error)              { return c.Issuer, nil }
-func (c *collectorClaims) GetSubject() (string, error)             { return c.Subject, nil }
-func (c *collectorClaims) GetAudience() (jwt.ClaimStrings, error) {
+func (c *registeredClaims) GetNotBefore() (*jwt.NumericDate, error) { return date(c.NotBefore), nil }
+func (c *registeredClaims) GetIssuedAt() (*jwt.NumericDate, error)  { return date(c.IssuedAt), nil }
+func (c *registeredClaims) GetIssuer() (string, error)              { return c.Issuer, nil }
+func (c *registeredClaims) GetSubject() (string, error)             { return c.Subject, nil }
+func (c *registeredClaims) GetAudience() (jwt.ClaimStrings, error) {
 	return jwt.ClaimStrings{c.Audience}, nil
 }
 
@@ -102,19 +107,29 @@ func date(seconds int64) *jwt.NumericDate {
 	return jwt.NewNumericDate(time.Unix(seconds, 0))
 }
 
-// Validate is called by the jwt parser after its own checks of times, issuer
-// and audience.
-func (c *collectorClaims) Validate() error {
+// check errs unless the token is of the type and lives no longer than such
+// tokens may.
+func (c *registeredClaims) check(kind string, most time.Duration) error {
 	switch life := c.ExpiresAt - c.IssuedAt; {
 	case c.IssuedAt <= 0:
 		return errors.New("iat is missing")
-	case life <= 0 || life > int64(CollectorTokenLife/time.Second):
+	case life <= 0 || life > int64(most/time.Second):
 		return errors.New("life is not within the bounds")
-	case c.Type != accessType:
-		return errors.New("type is not access")
+	case c.Type != kind:
+		return errors.New("type is another")
 	case c.ID == "":
 		return errors.New("jti is missing")
-	case c.Subject != subjectPrefix+c.CollectorID:
+	}
+	return nil
+}
+
+// Validate is called by the jwt parser after its own checks of times, issuer
+// and audience.
+func (c *collectorClaims) Validate() error {
+	if err := c.check(accessType, CollectorTokenLife); err != nil {
+		return err
+	}
+	if c.Subject != subjectPrefix+c.CollectorID {
 		return errors.New("sub and collector_id differ")
 	}
 	return nil

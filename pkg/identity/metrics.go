@@ -37,7 +37,7 @@ func newMetrics(reg prometheus.Registerer, s *Snapshot) *metrics {
 		Name: "pganalytics_identity_records_refused_total",
 		Help: "Records of the identity bucket that were spoilt or, for kind key, lacked the root's signature.",
 	}, []string{"kind"})}
-	for _, kind := range []string{"meta", "key", "collector", "revocation"} {
+	for _, kind := range []string{"meta", "key", "collector", "revocation", "user", "session", "apitoken"} {
 		m.refused.WithLabelValues(kind) // present at zero, so that an alarm can be written on the increase
 	}
 	return m

@@ -20,12 +20,38 @@ import (
 	"github.com/google/uuid"
 )
 
-// Principal is a collector that has shown who it is.
+// Principal is who has shown who it is: a collector, a user, or the holder of
+// an API token. What is not of its kind is zero.
 type Principal struct {
+	// CollectorID is also set for an API token that may push for a collector.
 	CollectorID uuid.UUID
 	Hostname    string    // as registered; informs only
 	Thumbprint  string    // of the presented certificate, "sha256:<hex>"
 	NotAfter    time.Time // of the presented certificate
+
+	UserID    uuid.UUID
+	Username  string
+	Role      Role
+	SessionID uuid.UUID
+	// MustChangePassword says that the user may do nothing else before.
+	MustChangePassword bool
+
+	TokenID string // of an API token
+	Scopes  Scopes
+}
+
+// Actor names the principal in the audit.
+func (p Principal) Actor() string {
+	switch {
+	case p.UserID != uuid.Nil:
+		return "user:" + p.UserID.String()
+	case p.TokenID != "":
+		return "api_token:" + p.TokenID
+	case p.CollectorID != uuid.Nil:
+		return "collector:" + p.CollectorID.String()
+	default:
+		return "anonymous"
+	}
 }
 
 type principalKey struct{}

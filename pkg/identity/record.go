@@ -34,6 +34,8 @@ type Meta struct {
 	Collectors int   `json:"collectors"`
 	Revoked    int   `json:"revoked"`
 	Keys       int   `json:"keys"`
+	Users      int   `json:"users"`
+	APITokens  int   `json:"api_tokens"`
 }
 
 // Record returns key and value for the bucket.
@@ -89,6 +91,13 @@ type Collector struct {
 	Thumbprint string    `json:"thumbprint"` // of the newest certificate
 	Hostname   string    `json:"hostname"`
 	ChangedAt  time.Time `json:"changed_at"` // orders two versions of this record
+}
+
+// Supersedes reports whether the record is newer than the value that stands
+// under its key, or that value is none.
+func (c Collector) Supersedes(value []byte) bool {
+	old, err := decodeCollector(collectorPrefix+c.ID.String(), value)
+	return err != nil || c.ChangedAt.After(old.ChangedAt)
 }
 
 // Record returns key and value for the bucket.
@@ -149,7 +158,7 @@ func decodeMeta(value []byte) (Meta, error) {
 	if err := json.Unmarshal(value, &m); err != nil {
 		return m, err
 	}
-	if m.Generation <= 0 || m.Collectors < 0 || m.Revoked < 0 || m.Keys < 1 {
+	if m.Generation <= 0 || m.Collectors < 0 || m.Revoked < 0 || m.Keys < 1 || m.Users < 0 || m.APITokens < 0 {
 		return m, errors.New("counts make no sense")
 	}
 	return m, nil

@@ -30,11 +30,11 @@ import (
 // stale. So an emptied, cut or older bucket never lets a revoked collector in
 // and never turns a known one away.
 type Snapshot struct {
-	roots   []ed25519.PublicKey
 	log     *slog.Logger
 	metrics *metrics
 
 	mu        sync.RWMutex
+	roots     []ed25519.PublicKey
 	live      *contents // served; nil before the first complete snapshot
 	next      *contents // being built; nil when live is what the bucket holds
 	delivered bool      // Complete was called for next
@@ -43,10 +43,20 @@ type Snapshot struct {
 
 // contents is what a bucket holds, as far as it is valid.
 type contents struct {
-	meta       Meta // zero: none yet
-	keys       map[string]ca.SigningKey
+	meta       Meta                     // zero: none yet
+	keys       map[string]ca.SigningKey // those of offered that a root vouches for
+	offered    map[string]ca.SigningKey // well-formed; a root that is trusted later may vouch for them
 	collectors map[uuid.UUID]Collector
-	revoked    map[string]Revocation // by thumbprint
+	revoked    map[string]Revocation // by thumbprint; of signing keys too, see ca.KeyFingerprint
+	people     People
+}
+
+func newContents() *contents {
+	return &contents{
+		keys: map[string]ca.SigningKey{}, offered: map[string]ca.SigningKey{},
+		collectors: map[uuid.UUID]Collector{}, revoked: map[string]Revocation{},
+		people: NewPeople(),
+	}
 }
 
 // NewSnapshot makes an empty snapshot that believes signing keys only on the
@@ -65,11 +75,31 @@ func (s *Snapshot) Begin() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.delivered = false
-	s.next = &contents{
-		keys:       map[string]ca.SigningKey{},
-		collectors: map[uuid.UUID]Collector{},
-		revoked:    map[string]Revocation{},
+	s.next = newContents()
+}
+
+// TrustRoots replaces the roots whose word for signing keys is believed. Keys
+// that are there already are judged anew.
+func (s *Snapshot) TrustRoots(roots []ed25519.PublicKey) error {
+	if len(roots) == 0 {
+		return errors.New("trust roots: at least one key is needed")
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.roots = roots
+	for _, c := range []*contents{s.live, s.next} {
+		if c == nil {
+			continue
+		}
+		clear(c.keys)
+		for kid, k := range c.offered {
+			if k.Verify(roots) == nil {
+				c.keys[kid] = k
+			}
+		}
+	}
+	s.promote()
+	return nil
 }
 
 // Apply takes one record. One that is spoilt, or a signing key without the
@@ -104,9 +134,13 @@ func (s *Snapshot) apply(c *contents, key string, value []byte) error {
 			c.meta = m
 		}
 	case strings.HasPrefix(key, keyPrefix):
-		delete(c.keys, strings.TrimPrefix(key, keyPrefix))
-		k, err := decodeKey(key, value, s.roots)
+		c.forget(key)
+		k, err := decodeKey(key, value)
 		if err != nil {
+			return s.refuse("key", err)
+		}
+		c.offered[k.KID] = k
+		if err := k.Verify(s.roots); err != nil {
 			return s.refuse("key", err) // the alarm: someone without the root key writes here
 		}
 		c.keys[k.KID] = k
@@ -123,6 +157,10 @@ func (s *Snapshot) apply(c *contents, key string, value []byte) error {
 			return s.refuse("revocation", errors.New("key is no thumbprint"))
 		}
 		c.revoked[r.Thumbprint] = r
+	default:
+		if kind, mine, err := c.people.apply(key, value); mine && err != nil {
+			return s.refuse(kind, err)
+		}
 	}
 	return nil
 }
@@ -138,14 +176,12 @@ func (c *contents) refuseToo(next *contents, key string) {
 	if r, ok := next.collectors[id]; err == nil && ok && r.ChangedAt.After(c.collectors[id].ChangedAt) {
 		c.collectors[id] = r
 	}
+	c.people.refuseToo(&next.people, key)
 }
 
-func decodeKey(key string, value []byte, roots []ed25519.PublicKey) (ca.SigningKey, error) {
+func decodeKey(key string, value []byte) (ca.SigningKey, error) {
 	var k ca.SigningKey
 	if err := json.Unmarshal(value, &k); err != nil {
-		return k, err
-	}
-	if err := k.Verify(roots); err != nil {
 		return k, err
 	}
 	if keyPrefix+k.KID != key {
@@ -169,9 +205,11 @@ func (s *Snapshot) Remove(key string) {
 }
 
 func (c *contents) forget(key string) {
+	c.people.forget(key)
 	switch {
 	case strings.HasPrefix(key, keyPrefix):
 		delete(c.keys, strings.TrimPrefix(key, keyPrefix))
+		delete(c.offered, strings.TrimPrefix(key, keyPrefix))
 	case strings.HasPrefix(key, collectorPrefix):
 		if id, err := uuid.Parse(strings.TrimPrefix(key, collectorPrefix)); err == nil {
 			delete(c.collectors, id)
@@ -212,7 +250,9 @@ func (s *Snapshot) promote() {
 
 func (c *contents) whole() bool {
 	m := c.meta
-	return m.Generation > 0 && len(c.collectors) >= m.Collectors && len(c.revoked) >= m.Revoked && len(c.keys) >= m.Keys
+	// Offered keys: its writer may trust a root that this process does not yet, or no longer.
+	return m.Generation > 0 && len(c.collectors) >= m.Collectors && len(c.revoked) >= m.Revoked && len(c.offered) >= m.Keys &&
+		c.people.holds(m)
 }
 
 // Confirm says that at the given time the bucket held nothing that was not
@@ -235,11 +275,48 @@ func (s *Snapshot) Observed() (o Observed, ok bool) {
 	if c == nil || s.next != nil && !s.delivered {
 		return o, false
 	}
-	o = Observed{Meta: c.meta, Collectors: maps.Clone(c.collectors), Revoked: maps.Clone(c.revoked), Keys: maps.Clone(c.keys)}
+	o = Observed{Meta: c.meta, Collectors: maps.Clone(c.collectors), Revoked: maps.Clone(c.revoked), Keys: maps.Clone(c.keys),
+		People: c.people.clone()}
 	if s.live != nil {
 		o.Served = s.live.meta.Generation
 	}
+	if s.live != nil && s.next != nil {
+		o.Lost = s.live.missingIn(s.next)
+	}
 	return o, true
+}
+
+// Incomplete reports whether the bucket was delivered and is not served: it is
+// empty, cut, or older than what is served. Its writer must fill it.
+func (s *Snapshot) Incomplete() bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.next != nil && s.delivered
+}
+
+// missingIn returns what c refuses and next does not: a bucket that was made
+// anew has forgotten it.
+func (c *contents) missingIn(next *contents) Refusals {
+	lost := Refusals{People: c.people.missingIn(&next.people)}
+	for thumbprint, r := range c.revoked {
+		if _, ok := next.revoked[thumbprint]; !ok {
+			lost.Revoked = append(lost.Revoked, r)
+		}
+	}
+	for id, k := range c.collectors {
+		if k.ChangedAt.After(next.collectors[id].ChangedAt) {
+			lost.Collectors = append(lost.Collectors, k)
+		}
+	}
+	return lost
+}
+
+// Refusals are records that must not get lost: revocations, and collectors at
+// their newest.
+type Refusals struct {
+	Revoked    []Revocation
+	Collectors []Collector
+	People     People
 }
 
 // Observed is a copy of the bucket's valid records.
@@ -249,6 +326,8 @@ type Observed struct {
 	Collectors map[uuid.UUID]Collector
 	Revoked    map[string]Revocation
 	Keys       map[string]ca.SigningKey
+	People     People
+	Lost       Refusals // what is served and the bucket, made anew, does not hold
 }
 
 func (s *Snapshot) observed() *contents {
@@ -272,6 +351,12 @@ func (s *Snapshot) fresh(now time.Time, maxAge time.Duration) error {
 	return nil
 }
 
+// Collector returns what the served contents say of a collector.
+func (s *Snapshot) Collector(id uuid.UUID) (c Collector, known bool) {
+	c, known, _ = s.lookup(id, "")
+	return c, known
+}
+
 // lookup returns what the served contents say of a collector and certificate.
 func (s *Snapshot) lookup(id uuid.UUID, thumbprint string) (c Collector, known, revoked bool) {
 	s.mu.RLock()
@@ -285,9 +370,16 @@ func (s *Snapshot) lookup(id uuid.UUID, thumbprint string) (c Collector, known, 
 }
 
 func (s *Snapshot) signingKey(kid string) (k ca.SigningKey, known bool) {
+	fingerprint, err := ca.KeyFingerprint(kid)
+	if err != nil {
+		return k, false
+	}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	if s.live == nil {
+		return k, false
+	}
+	if _, revoked := s.live.revoked[fingerprint]; revoked {
 		return k, false
 	}
 	k, known = s.live.keys[kid]

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -31,6 +32,9 @@ type VerifierConfig struct {
 	MaxAge time.Duration
 	// Now is the verifier's clock. Defaults to time.Now.
 	Now func() time.Time
+	// OnAPIToken is told when an API token was used, with each request; it must
+	// not block. Defaults to nobody.
+	OnAPIToken func(id string, at time.Time)
 }
 
 // Validate reports all faults at once.
@@ -51,11 +55,13 @@ func (c VerifierConfig) Validate() error {
 // Verifier checks the credentials of collectors. Its methods may be called at
 // once.
 type Verifier struct {
-	chains   *chains
-	snapshot *Snapshot
-	parser   *jwt.Parser
-	maxAge   time.Duration
-	now      func() time.Time
+	chains        atomic.Pointer[chains]
+	snapshot      *Snapshot
+	parser        *jwt.Parser
+	refreshParser *jwt.Parser
+	maxAge        time.Duration
+	now           func() time.Time
+	onAPIToken    func(id string, at time.Time)
 }
 
 // NewVerifier makes a verifier on top of a snapshot that something else feeds.
@@ -74,23 +80,45 @@ func NewVerifier(cfg VerifierConfig, snapshot *Snapshot) (*Verifier, error) {
 		return nil, fmt.Errorf("identity verifier: %w", err)
 	}
 	tokens := cfg.Tokens.withDefaults()
-	return &Verifier{
-		chains:   chains,
-		snapshot: snapshot,
-		parser: jwt.NewParser(
+	parser := func(audience string) *jwt.Parser {
+		return jwt.NewParser(
 			jwt.WithValidMethods([]string{jwt.SigningMethodEdDSA.Alg()}),
-			jwt.WithIssuer(tokens.Issuer), jwt.WithAudience(tokens.Audience),
+			jwt.WithIssuer(tokens.Issuer), jwt.WithAudience(audience),
 			jwt.WithExpirationRequired(), jwt.WithNotBeforeRequired(), jwt.WithIssuedAt(),
 			jwt.WithLeeway(clockLeeway), jwt.WithTimeFunc(cfg.Now), jwt.WithStrictDecoding(),
-		),
-		maxAge: cfg.MaxAge,
-		now:    cfg.Now,
-	}, nil
+		)
+	}
+	v := &Verifier{
+		snapshot:      snapshot,
+		parser:        parser(tokens.Audience),
+		refreshParser: parser(tokens.Audience + refreshSuffix),
+		maxAge:        cfg.MaxAge,
+		now:           cfg.Now,
+		onAPIToken:    cfg.OnAPIToken,
+	}
+	v.chains.Store(chains)
+	return v, nil
 }
 
 // CollectorCAs returns the anchors of collector certificates, for the listener.
 // What the listener lets in is checked again with each request.
-func (v *Verifier) CollectorCAs() *x509.CertPool { return v.chains.pool }
+func (v *Verifier) CollectorCAs() *x509.CertPool { return v.chains.Load().pool }
+
+// TrustCollectorCAs replaces the anchors of collector certificates, also for
+// connections that are open. It errs, and leaves them as they are, on anchors
+// that NewVerifier would refuse.
+func (v *Verifier) TrustCollectorCAs(anchors []*x509.Certificate) error {
+	if len(anchors) == 0 {
+		return errors.New("trust collector CAs: at least one certificate is needed")
+	}
+	// What was verified before is verified again: its anchor may be gone.
+	chains, err := newChains(anchors, v.chains.Load().trustDomain)
+	if err != nil {
+		return fmt.Errorf("trust collector CAs: %w", err)
+	}
+	v.chains.Store(chains)
+	return nil
+}
 
 // Ready errs with Unavailable while no request can be decided: before the
 // first snapshot and when it has not been confirmed for too long.
@@ -149,7 +177,7 @@ func (v *Verifier) verifyCertificate(cs tls.ConnectionState, grace time.Duration
 		return Principal{}, nil, fault.New(fault.Unauthenticated, "certificate_required", "A collector certificate over TLS 1.3 is required.")
 	}
 	cert := cs.PeerCertificates[0]
-	id, err := v.chains.verify(cert, now)
+	id, err := v.chains.Load().verify(cert, now)
 	if err != nil {
 		return Principal{}, nil, refuseCertificate(err)
 	}
@@ -165,17 +193,27 @@ func (v *Verifier) verifyCertificate(cs tls.ConnectionState, grace time.Duration
 		return Principal{}, nil, &fault.Error{Class: fault.Unavailable, Code: "identity_propagating",
 			Detail: "The collector was enrolled a moment ago and is not known here yet.", RetryAfter: time.Second}
 	case !known:
-		return Principal{}, nil, fault.New(fault.Unauthenticated, "collector_unknown", "The collector is not enrolled.")
+		return Principal{}, nil, errUnknownCollector
 	}
-	switch c.Status {
+	if err := refuseStatus(c.Status); err != nil {
+		return Principal{}, nil, err
+	}
+	return Principal{CollectorID: id, Hostname: c.Hostname, Thumbprint: thumbprint, NotAfter: cert.NotAfter}, cert, nil
+}
+
+// refuseStatus errs with Forbidden unless a collector of the status may push.
+func refuseStatus(status Status) error {
+	switch status {
 	case Registered, Active, Offline:
-		return Principal{CollectorID: id, Hostname: c.Hostname, Thumbprint: thumbprint, NotAfter: cert.NotAfter}, cert, nil
+		return nil
 	case Locked:
-		return Principal{}, nil, fault.New(fault.Forbidden, "collector_locked", "The collector is locked; an operator must unlock it.")
+		return fault.New(fault.Forbidden, "collector_locked", "The collector is locked; an operator must unlock it.")
 	default:
-		return Principal{}, nil, fault.New(fault.Forbidden, "collector_disabled", "The collector is disabled.")
+		return fault.New(fault.Forbidden, "collector_disabled", "The collector is disabled.")
 	}
 }
+
+var errUnknownCollector = fault.New(fault.Unauthenticated, "collector_unknown", "The collector is not enrolled.")
 
 // parseToken checks the token alone: form, key, signature, times, audience.
 func (v *Verifier) parseToken(authorization string) (*collectorClaims, error) {
@@ -183,17 +221,9 @@ func (v *Verifier) parseToken(authorization string) (*collectorClaims, error) {
 	if err != nil {
 		return nil, err
 	}
-	h, err := parseHeader(token)
-	if err != nil {
-		return nil, refuseToken(err)
-	}
 	var claims collectorClaims
-	_, err = v.parser.ParseWithClaims(token, &claims, func(*jwt.Token) (any, error) { return v.key(h.KeyID) })
-	if errors.Is(err, jwt.ErrTokenExpired) {
-		return nil, fault.New(fault.Unauthenticated, "token_expired", "The access token has expired.")
-	}
-	if err != nil {
-		return nil, refuseToken(cause(err))
+	if err := v.parse(v.parser, accessTokenType, token, &claims); err != nil {
+		return nil, err
 	}
 	return &claims, nil
 }
@@ -214,8 +244,13 @@ func bearer(authorization string) (string, error) {
 	if !strings.EqualFold(scheme, "Bearer") || token == "" {
 		return "", fault.New(fault.Unauthenticated, "token_required", "An access token is required.")
 	}
+	return token, checkForm(token)
+}
+
+// checkForm errs unless the text may be a token.
+func checkForm(token string) error {
 	if len(token) > maxTokenBytes {
-		return "", refuseToken(errors.New("longer than a token can be"))
+		return refuseToken(errors.New("longer than a token can be"))
 	}
 	dots := 0
 	for i := range len(token) {
@@ -224,18 +259,18 @@ func bearer(authorization string) (string, error) {
 			dots++
 		case c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '_':
 		default:
-			return "", refuseToken(errors.New("a byte outside the alphabet of tokens"))
+			return refuseToken(errors.New("a byte outside the alphabet of tokens"))
 		}
 	}
 	if dots != 2 {
-		return "", refuseToken(errors.New("not three parts"))
+		return refuseToken(errors.New("not three parts"))
 	}
-	return token, nil
+	return nil
 }
 
 // parseHeader reads the header before the jwt package does, which would take
 // the last of duplicate names and ignore members that it does not know.
-func parseHeader(token string) (header, error) {
+func parseHeader(token, kind string) (header, error) {
 	var h header
 	encoded, _, _ := strings.Cut(token, ".")
 	raw, err := base64.RawURLEncoding.Strict().DecodeString(encoded)
@@ -245,7 +280,7 @@ func parseHeader(token string) (header, error) {
 	if err := json.Unmarshal(raw, &h, json.RejectUnknownMembers(true)); err != nil {
 		return h, errors.New("header is not the one that is expected")
 	}
-	if h.Algorithm != jwt.SigningMethodEdDSA.Alg() || h.Type != accessTokenType || h.KeyID == "" {
+	if h.Algorithm != jwt.SigningMethodEdDSA.Alg() || h.Type != kind || h.KeyID == "" {
 		return h, errors.New("header names another algorithm or type, or no key")
 	}
 	return h, nil

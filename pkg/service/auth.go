@@ -5,13 +5,18 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
+	"strings"
+	"time"
 
 	"github.com/go-chi/chi/v5"
+	"golang.org/x/term"
 
 	"pganalytics/pkg/authsvc"
 	"pganalytics/pkg/authsvc/pgstore"
 	"pganalytics/pkg/bus"
+	"pganalytics/pkg/fault"
 	"pganalytics/pkg/httpserver"
 	"pganalytics/pkg/identity"
 	"pganalytics/pkg/identity/ca"
@@ -20,6 +25,9 @@ import (
 var (
 	_ authsvc.CollectorStore = (*pgstore.Store)(nil)
 	_ authsvc.TokenStore     = (*pgstore.Store)(nil)
+	_ authsvc.UserStore      = (*pgstore.Store)(nil)
+	_ authsvc.APITokenStore  = (*pgstore.Store)(nil)
+	_ authsvc.AuditStore     = (*pgstore.Store)(nil)
 	_ authsvc.Directory      = (*bus.Bucket)(nil)
 )
 
@@ -59,7 +67,7 @@ func RunAuth(ctx context.Context, cfg Auth, stderr io.Writer, onReady func(Endpo
 	if err != nil {
 		return err
 	}
-	a := &auth{authority: authority, enroll: cfg.EnrollFlags}
+	a := &auth{authority: authority, enroll: cfg.EnrollFlags, firstAdmin: filepath.Join(cfg.PKI.PKIDir, firstAdminFile)}
 	trust := trustOf(cfg.PKI.PKIDir, cfg.IdentityFlags)
 	if a.snapshot, a.verifier, err = p.verifier(&trust, b); err != nil {
 		return err
@@ -82,7 +90,9 @@ func RunAuth(ctx context.Context, cfg Auth, stderr io.Writer, onReady func(Endpo
 		return errors.Join(err, userServer.Close())
 	}
 	p.endpoints.Users, p.endpoints.Collectors = userServer.URL(), collectorServer.URL()
-	p.parts = append(p.parts, userServer.Part(users), collectorServer.Part(collectors))
+	if err := errors.Join(p.serveRoutes(userServer, users), p.serveRoutes(collectorServer, collectors)); err != nil {
+		return err
+	}
 	return p.run(ctx)
 }
 
@@ -102,6 +112,8 @@ type auth struct {
 	snapshot  *identity.Snapshot
 	verifier  *identity.Verifier
 	enroll    EnrollFlags
+	// firstAdmin is the file for the first admin's password.
+	firstAdmin string
 }
 
 // auth adds authsvc and mounts its routes. It does not wait for the database:
@@ -122,16 +134,60 @@ func (p *process) auth(ctx context.Context, db *DatabaseFlags, a *auth, b *bus.B
 		return nil, fmt.Errorf("signing key: %w", err)
 	}
 	svc, err := authsvc.New(authsvc.Config{CollectorURL: a.enroll.CollectorURL, TokenURL: a.enroll.TokenURL}, authsvc.Needs{
-		Collectors: pg, Tokens: pg, Directory: b.IdentityBucket(),
+		Collectors: pg, Tokens: pg, Users: pg, APITokens: pg, Audit: pg, Directory: b.IdentityBucket(),
 		Snapshot: a.snapshot, Verifier: a.verifier, Signer: signer, Authority: a.authority,
 		Log: p.log, Registry: p.registry,
 	})
 	if err != nil {
 		return nil, err
 	}
+	p.apiTokenUsed = svc.APITokenUsed
 	svc.UserRoutes(users)
 	svc.CollectorRoutes(collectors)
 	p.check("tokens", func(context.Context) error { return svc.Ready() })
+	p.followAuthority(a.authority)
 	p.part("authsvc", svc.Run)
+	p.part("first admin", func(ctx context.Context) error { return p.makeFirstAdmin(ctx, svc, a.firstAdmin) })
 	return pg, nil
+}
+
+// firstAdminFile holds the password of the first admin until it is changed.
+const firstAdminFile = "first-admin-password"
+
+// makeFirstAdmin makes the first admin once database and identities are there,
+// and says where the password is; the password itself it shows only at a
+// terminal, for logs are kept and read by others.
+func (p *process) makeFirstAdmin(ctx context.Context, svc *authsvc.Service, file string) error {
+	for wait := readyEvery; ; wait = min(2*wait, 30*time.Second) {
+		pending, err := svc.FirstAdmin(ctx, file)
+		if err == nil {
+			if pending {
+				p.tellFirstAdmin(file)
+			}
+			<-ctx.Done() // a part that ends ends the process
+			return nil
+		}
+		if fault.ClassOf(err) != fault.Unavailable {
+			p.log.Error("no first admin", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		}
+	}
+}
+
+func (p *process) tellFirstAdmin(file string) {
+	p.log.Info("the first admin has not logged in yet", "username", authsvc.FirstAdminName, "password_file", file)
+	terminal, ok := p.stderr.(*os.File)
+	if !ok || !term.IsTerminal(int(terminal.Fd())) {
+		return
+	}
+	password, err := os.ReadFile(file)
+	if err != nil {
+		p.log.Warn("first admin's password", "err", err)
+		return
+	}
+	fmt.Fprintf(terminal, "\nfirst login: user %s, password %s\n\n", authsvc.FirstAdminName, strings.TrimSpace(string(password)))
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"time"
 
 	"github.com/go-chi/chi/v5"
@@ -17,6 +18,7 @@ import (
 	"pganalytics/pkg/httpserver"
 	"pganalytics/pkg/identity"
 	"pganalytics/pkg/identity/ca"
+	"pganalytics/schemas"
 )
 
 var (
@@ -107,7 +109,9 @@ func RunGateway(ctx context.Context, cfg Gateway, stderr io.Writer, onReady func
 		return err
 	}
 	p.endpoints.Collectors = server.URL()
-	p.parts = append(p.parts, server.Part(router))
+	if err := p.serveRoutes(server, router); err != nil {
+		return err
+	}
 	return p.run(ctx)
 }
 
@@ -125,6 +129,11 @@ func (p *process) push(flags *PushFlags, cat *catalogue.Catalogue, b *bus.Bus, v
 func (p *process) info(router chi.Router, checks httpserver.HealthChecks) {
 	router.Get("/api/v1/health", httpserver.Health(p.build, p.started, checks))
 	router.Get("/version", httpserver.Version(p.build))
+	router.Get("/openapi.json", httpserver.Handle(func(w http.ResponseWriter, _ *http.Request) error {
+		w.Header().Set("Content-Type", "application/vnd.oai.openapi+json")
+		_, err := w.Write(schemas.OpenAPI)
+		return err
+	}))
 }
 
 // verifier returns a verifier over a snapshot that follows the identity bucket.
@@ -145,10 +154,16 @@ func (p *process) verifier(trust *TrustFlags, b *bus.Bus) (*identity.Snapshot, *
 		CollectorCAs: anchors,
 		TrustDomain:  trust.TrustDomain,
 		MaxAge:       trust.IdentityMaxAge,
+		OnAPIToken: func(id string, at time.Time) {
+			if p.apiTokenUsed != nil {
+				p.apiTokenUsed(id, at)
+			}
+		},
 	}, snapshot)
 	if err != nil {
 		return nil, nil, err
 	}
+	p.followTrust(*trust, snapshot, verifier)
 	p.check("identity", func(context.Context) error { return verifier.Ready() })
 	p.part("identity snapshot", func(ctx context.Context) error { return b.IdentityBucket().Follow(ctx, snapshot) })
 	return snapshot, verifier, nil

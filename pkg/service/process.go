@@ -7,14 +7,18 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http"
 	"os"
 	"slices"
 	"time"
 
+	"github.com/go-chi/chi/v5"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"pganalytics/pkg/bus"
 	"pganalytics/pkg/daemon"
+	"pganalytics/pkg/httpserver"
+	"pganalytics/pkg/identity/access"
 )
 
 // Endpoints are the addresses of a process, by what is found there.
@@ -23,6 +27,9 @@ type Endpoints struct {
 	Users      string `json:"users,omitempty"`
 	Collectors string `json:"collectors,omitempty"`
 	NATS       string `json:"nats,omitempty"`
+
+	// What is found there, for the test of who may use it.
+	routes map[string]chi.Routes
 }
 
 // process gathers what one process consists of while it is built, then runs
@@ -38,7 +45,11 @@ type process struct {
 	checks    []daemon.Check
 	closers   []func() error
 	endpoints Endpoints
-	onReady   func(Endpoints) // for whoever runs the service in its own process; may be nil
+	stderr    io.Writer
+	// apiTokenUsed tells authsvc, where it is part of the process. It is set
+	// before anything is served.
+	apiTokenUsed func(id string, at time.Time)
+	onReady      func(Endpoints) // for whoever runs the service in its own process; may be nil
 }
 
 func newProcess(flags Process, stderr io.Writer) *process {
@@ -49,6 +60,7 @@ func newProcess(flags Process, stderr io.Writer) *process {
 		registry: daemon.NewRegistry(build),
 		build:    build,
 		started:  time.Now(),
+		stderr:   stderr,
 	}
 }
 
@@ -58,6 +70,27 @@ func (p *process) part(name string, run func(ctx context.Context) error) {
 		ready()
 		return run(ctx)
 	}})
+}
+
+// serveRoutes has the listener answer the router's routes. It errs on a route
+// that the table of package access does not have: nobody could say who may use
+// it.
+func (p *process) serveRoutes(server *httpserver.Server, router chi.Router) error {
+	err := chi.Walk(router, func(method, route string, _ http.Handler, _ ...func(http.Handler) http.Handler) error {
+		if access.To(method, route) == (access.Access{}) {
+			return fmt.Errorf("nobody may use %s %s", method, route)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if p.endpoints.routes == nil {
+		p.endpoints.routes = map[string]chi.Routes{}
+	}
+	p.endpoints.routes[server.URL()] = router
+	p.parts = append(p.parts, server.Part(router))
+	return nil
 }
 
 func (p *process) check(name string, ready func(ctx context.Context) error) {

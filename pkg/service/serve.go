@@ -126,13 +126,14 @@ func (p *process) serve(ctx context.Context, cfg *Serve, cat *catalogue.Catalogu
 		cfg.CollectorURL = reachedAs(cfg.Hosts[0], collectorServer.Addr())
 	}
 
-	p.part("server certificate", func(ctx context.Context) error { return p.renewServer(ctx, dir, cfg.Hosts) })
+	// It is renewed months before its end, and the listeners read it again.
+	p.daily("renew the server certificate", func() error { return ca.RenewServer(dir, cfg.Hosts, time.Now()) })
 	p.guard(b)
 	if err := p.ingest(ctx, &cfg.IngestFlags, &cfg.Database, cat, b); err != nil {
 		return err
 	}
 	users, collectors := httpserver.NewRouter(), httpserver.NewRouter()
-	a := &auth{authority: authority, snapshot: snapshot, verifier: verifier, enroll: cfg.EnrollFlags}
+	a := &auth{authority: authority, snapshot: snapshot, verifier: verifier, enroll: cfg.EnrollFlags, firstAdmin: filepath.Join(cfg.DataDir, firstAdminFile)}
 	pg, err := p.auth(ctx, &cfg.Database, a, b, users, collectors)
 	if err != nil {
 		return err
@@ -143,28 +144,12 @@ func (p *process) serve(ctx context.Context, cfg *Serve, cat *catalogue.Catalogu
 	checks := httpserver.HealthChecks{NATS: b.Ready, Database: pg.Ping}
 	p.info(users, checks)
 	p.info(collectors, checks)
-	p.endpoints.Users, p.endpoints.Collectors = userServer.URL(), collectorServer.URL()
-	p.parts = append(p.parts, userServer.Part(users), collectorServer.Part(collectors))
-	return p.run(ctx)
-}
-
-// renewServerEvery is how often the listeners' certificate is looked at; it is
-// renewed months before its end, and the listeners read it again.
-const renewServerEvery = 24 * time.Hour
-
-func (p *process) renewServer(ctx context.Context, pkiDir string, hosts []string) error {
-	tick := time.NewTicker(renewServerEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-		if err := ca.RenewServer(pkiDir, hosts, time.Now()); err != nil {
-			p.log.Error("renew the server certificate", "err", err)
-		}
+	// As others reach it: it is told to collectors.
+	p.endpoints.Users, p.endpoints.Collectors = reachedAs(cfg.Hosts[0], userServer.Addr()), collectorServer.URL()
+	if err := errors.Join(p.serveRoutes(userServer, users), p.serveRoutes(collectorServer, collectors)); err != nil {
+		return err
 	}
+	return p.run(ctx)
 }
 
 // unserved closes a listener unless it served, and closed, already.

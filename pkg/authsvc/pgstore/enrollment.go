@@ -3,112 +3,164 @@ package pgstore
 import (
 	"context"
 	"errors"
+	"net/netip"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
 	"pganalytics/pkg/authsvc"
-	"pganalytics/pkg/identity"
 )
 
 const insertEnrollmentToken = `
-insert into identity.enrollment_token (id, secret_hash, bound_name, created_by, created_at, expires_at)
-values ($1, $2, nullif($3, ''), $4, $5, $6)`
+insert into identity.enrollment_token
+    (id, secret_hash, bound_name, is_list, bound_source, collector_id, created_by, created_at, expires_at)
+values ($1, $2, nullif($3, ''), $4, $5, $6, $7, $8, $9)`
 
-// CreateEnrollmentToken stores the token.
+const insertEnrollmentNames = `
+insert into identity.enrollment_name (token_id, name)
+select $1, unnest($2::text[])`
+
+// CreateEnrollmentToken stores the token. One that re-enrols is bound to the
+// name of its collector.
 func (s *Store) CreateEnrollmentToken(ctx context.Context, t authsvc.EnrollmentToken) error {
 	return s.inTx(ctx, "store enrolment token", func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, insertEnrollmentToken, t.ID, t.Hash[:], t.BoundName, t.CreatedBy, t.CreatedAt, t.ExpiresAt); err != nil {
-			return err
+		if t.CollectorID != uuid.Nil {
+			k, err := lockCollector(ctx, tx, t.CollectorID)
+			if err != nil {
+				return err
+			}
+			if t.BoundName != "" && t.BoundName != k.name {
+				return authsvc.ErrNoCollector
+			}
+			t.BoundName = k.name
 		}
-		return audit(ctx, tx, act{
-			at: t.CreatedAt, actor: t.CreatedBy, action: "enrollment_token.create", result: "success",
-			resourceType: "enrollment_token", resourceID: t.ID,
-			changes: map[string]any{"bound_name": t.BoundName, "expires_at": t.ExpiresAt},
-		})
+		return addEnrollmentToken(ctx, tx, t)
 	})
 }
 
-const selectEnrollmentToken = `
-select secret_hash, coalesce(bound_name, ''), created_by, created_at, expires_at, used_at is not null or revoked_at is not null
-from identity.enrollment_token
-where id = $1`
+func addEnrollmentToken(ctx context.Context, tx pgx.Tx, t authsvc.EnrollmentToken) error {
+	var source *netip.Prefix
+	if t.BoundSource.IsValid() {
+		source = &t.BoundSource
+	}
+	isList := len(t.Names) > 0
+	_, err := tx.Exec(ctx, insertEnrollmentToken, t.ID, t.Hash[:], t.BoundName, isList, source, nullable(t.CollectorID),
+		t.CreatedBy, t.CreatedAt, t.ExpiresAt)
+	if err != nil {
+		return err
+	}
+	if isList {
+		if _, err := tx.Exec(ctx, insertEnrollmentNames, t.ID, t.Names); err != nil {
+			return err
+		}
+	}
+	changes := map[string]any{"bound_name": t.BoundName, "expires_at": t.ExpiresAt}
+	if isList {
+		changes["names"] = t.Names
+	}
+	if source != nil {
+		changes["bound_source"] = source
+	}
+	if t.CollectorID != uuid.Nil {
+		changes["collector_id"] = t.CollectorID
+	}
+	return audit(ctx, tx, act{
+		at: t.CreatedAt, actor: t.CreatedBy, action: "enrollment_token.create", result: "success",
+		resourceType: "enrollment_token", resourceID: t.ID, source: t.CreatedFrom, changes: changes,
+	})
+}
+
+// nullable is null for the nil UUID.
+func nullable(id uuid.UUID) *uuid.UUID {
+	if id == uuid.Nil {
+		return nil
+	}
+	return &id
+}
+
+// Of a list the names say what is used; the token is when none is left.
+const enrollmentTokens = `
+select t.id, t.secret_hash, coalesce(t.bound_name, ''), t.bound_source, t.collector_id, t.created_by, t.created_at, t.expires_at,
+    case when t.is_list then n.used_at else t.used_at end, t.revoked_at,
+    coalesce(n.names, '{}'), coalesce(n.used, '{}'),
+    exists (select from identity.certificate c
+        where c.enrolled_by = t.id and c.first_used_at is null and c.revoked_at is null)
+from identity.enrollment_token t
+left join lateral (
+    select array_agg(name order by name) as names, array_agg(name order by name) filter (where used_at is not null) as used,
+        case when bool_and(used_at is not null) then max(used_at) end as used_at
+    from identity.enrollment_name where token_id = t.id
+) n on t.is_list`
 
 // EnrollmentToken returns the token, or the zero one, which fits no secret.
 func (s *Store) EnrollmentToken(ctx context.Context, id string) (authsvc.EnrollmentToken, error) {
-	t := authsvc.EnrollmentToken{ID: id}
-	var hash []byte
-	err := s.pool.QueryRow(ctx, selectEnrollmentToken, id).
-		Scan(&hash, &t.BoundName, &t.CreatedBy, &t.CreatedAt, &t.ExpiresAt, &t.Spent)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return authsvc.EnrollmentToken{ID: id, Spent: true}, nil
+	rows, err := s.pool.Query(ctx, enrollmentTokens+" where t.id = $1", id)
+	if err != nil {
+		return authsvc.EnrollmentToken{}, classify("read enrolment token", err)
 	}
-	copy(t.Hash[:], hash)
+	t, err := pgx.CollectExactlyOneRow(rows, scanEnrollmentToken)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return authsvc.EnrollmentToken{ID: id}, nil
+	}
 	return t, classify("read enrolment token", err)
 }
 
-// The one statement that decides who gets the token. A second request waits for
-// the row and then finds it used.
-const consumeEnrollmentToken = `
-update identity.enrollment_token
-set used_at = $3, used_by = $4
-where id = $1 and secret_hash = $2
-  and used_at is null and revoked_at is null and expires_at > $3
-  and (bound_name is null or bound_name = $5)`
-
-const insertCollector = `
-insert into identity.collector (id, name, hostname, address, version, status, generation, created_at, updated_at)
-values ($1, $2, $3, $4, $5, 'registered', 1, $6, $6)
-returning updated_at`
-
-// Register enrols a collector: token, collector, certificate and audit, all or
-// nothing.
-func (s *Store) Register(ctx context.Context, r authsvc.Registration) (identity.Collector, error) {
-	c := identity.Collector{
-		ID: r.CollectorID, Status: identity.Registered, Generation: 1,
-		Thumbprint: r.Certificate.Thumbprint, Hostname: r.Hostname,
+// ListEnrollmentTokens returns one page, newest first.
+func (s *Store) ListEnrollmentTokens(ctx context.Context, page authsvc.Page) ([]authsvc.EnrollmentToken, int, error) {
+	var total int
+	if err := s.pool.QueryRow(ctx, "select count(*) from identity.enrollment_token").Scan(&total); err != nil {
+		return nil, 0, classify("count enrolment tokens", err)
 	}
-	err := s.inTx(ctx, "store enrolment", func(tx pgx.Tx) error {
-		tag, err := tx.Exec(ctx, consumeEnrollmentToken, r.TokenID, r.TokenHash[:], r.At, r.CollectorID, r.Name)
+	rows, err := s.pool.Query(ctx, enrollmentTokens+" order by t.created_at desc, t.id limit $1 offset $2", page.Size, page.Offset())
+	if err != nil {
+		return nil, 0, classify("list enrolment tokens", err)
+	}
+	tokens, err := pgx.CollectRows(rows, scanEnrollmentToken)
+	return tokens, total, classify("list enrolment tokens", err)
+}
+
+func scanEnrollmentToken(row pgx.CollectableRow) (authsvc.EnrollmentToken, error) {
+	var (
+		t               authsvc.EnrollmentToken
+		hash            []byte
+		source          *netip.Prefix
+		collector       *uuid.UUID
+		used, revokedAt *time.Time
+	)
+	err := row.Scan(&t.ID, &hash, &t.BoundName, &source, &collector, &t.CreatedBy, &t.CreatedAt, &t.ExpiresAt,
+		&used, &revokedAt, &t.Names, &t.UsedNames, &t.Unanswered)
+	copy(t.Hash[:], hash)
+	t.BoundSource, t.CollectorID, t.UsedAt, t.RevokedAt = value(source), value(collector), value(used), value(revokedAt)
+	return t, err
+}
+
+// value is what p points to, or the zero value.
+func value[T any](p *T) (v T) {
+	if p != nil {
+		v = *p
+	}
+	return v
+}
+
+const revokeEnrollmentToken = `
+update identity.enrollment_token
+set revoked_at = coalesce(revoked_at, $2)
+where id = $1`
+
+// RevokeEnrollmentToken ends a token's use.
+func (s *Store) RevokeEnrollmentToken(ctx context.Context, id string, by authsvc.Act) error {
+	return s.inTx(ctx, "revoke enrolment token", func(tx pgx.Tx) error {
+		tag, err := tx.Exec(ctx, revokeEnrollmentToken, id, by.At)
 		if err != nil {
 			return err
 		}
-		if tag.RowsAffected() != 1 {
-			return authsvc.ErrEnrollmentRefused
-		}
-		err = tx.QueryRow(ctx, insertCollector, r.CollectorID, r.Name, r.Hostname, r.Address, r.Version, r.At).Scan(&c.ChangedAt)
-		if violates(err, "collector_name_key") {
-			return authsvc.ErrNameTaken
-		}
-		if err != nil {
-			return err
-		}
-		if err := addCertificate(ctx, tx, r.CollectorID, certificate{Certificate: r.Certificate, generation: 1}); err != nil {
-			return err
+		if tag.RowsAffected() == 0 {
+			return authsvc.ErrNoEnrollmentToken
 		}
 		return audit(ctx, tx, act{
-			at: r.At, actor: "enrollment_token:" + r.TokenID, action: "collector.register", result: "success",
-			resourceType: "collector", resourceID: r.CollectorID.String(), source: r.Source,
-			changes: map[string]any{"name": r.Name, "hostname": r.Hostname, "thumbprint": r.Certificate.Thumbprint},
+			at: by.At, actor: by.Actor, action: "enrollment_token.revoke", result: "success",
+			resourceType: "enrollment_token", resourceID: id, source: by.Source,
 		})
 	})
-	return c, err
-}
-
-type certificate struct {
-	authsvc.Certificate
-	generation  int
-	predecessor int // 0: none
-	isOverlap   bool
-}
-
-const insertCertificate = `
-insert into identity.certificate
-    (thumbprint, collector_id, generation, predecessor, is_overlap, serial, key_hash, der, not_before, not_after)
-values ($1, $2, $3, nullif($4, 0), $5, $6, $7, $8, $9, $10)`
-
-func addCertificate(ctx context.Context, tx pgx.Tx, collector uuid.UUID, c certificate) error {
-	_, err := tx.Exec(ctx, insertCertificate, c.Thumbprint, collector, c.generation, c.predecessor, c.isOverlap,
-		c.Serial, c.KeyHash[:], c.DER, c.NotBefore, c.NotAfter)
-	return err
 }

@@ -77,17 +77,17 @@ func TestRegisterTakesOnlyAUsableToken(t *testing.T) {
 	c, err := s.Register(t.Context(), r)
 	require.NoError(t, err)
 	require.Equal(t, identity.Collector{
-		ID: r.CollectorID, Status: identity.Registered, Generation: 1, Thumbprint: r.Certificate.Thumbprint, Hostname: "h", ChangedAt: c.ChangedAt,
-	}, c)
+		ID: r.CollectorID, Status: identity.Registered, Generation: 1, Thumbprint: r.Certificate.Thumbprint, Hostname: "h", ChangedAt: c.Record.ChangedAt,
+	}, c.Record)
 	_, err = s.Register(t.Context(), registration(token, "db1"))
 	require.ErrorIs(t, err, authsvc.ErrEnrollmentRefused, "used")
 
 	spent, err := s.EnrollmentToken(t.Context(), token.ID)
 	require.NoError(t, err)
-	require.True(t, spent.Spent)
+	require.Equal(t, "used", spent.Status(now))
 	none, err := s.EnrollmentToken(t.Context(), "nobody")
 	require.NoError(t, err)
-	require.True(t, none.Spent)
+	require.NotEqual(t, "usable", none.Status(now))
 }
 
 func TestRegisterOfATakenNameChangesNothing(t *testing.T) {
@@ -136,10 +136,10 @@ func TestRenewWithAnUnknownCertificateLocksNobody(t *testing.T) {
 	other := registration(newToken(t, s, ""), "db2")
 	_, err = s.Register(t.Context(), other)
 	require.NoError(t, err)
-	renewal := authsvc.Renewal{CollectorID: r.CollectorID, Presented: other.Certificate.Thumbprint, At: now, Certificate: newCertificate()}
+	renewal := authsvc.Renewal{CollectorID: r.CollectorID, Presented: other.Certificate, At: now, Certificate: newCertificate()}
 	_, err = s.Renew(t.Context(), renewal)
 	require.ErrorIs(t, err, authsvc.ErrCertificateUnknown, "another collector's certificate")
-	renewal.Presented = r.Certificate.Thumbprint
+	renewal.Presented = r.Certificate
 	done, err := s.Renew(t.Context(), renewal)
 	require.NoError(t, err)
 	require.Equal(t, 2, done.Collector.Generation)
@@ -158,7 +158,7 @@ func TestOverlapEndsWhenTheNewestIsSeenInUse(t *testing.T) {
 			r := registration(newToken(t, s, ""), "db1")
 			_, err := s.Register(t.Context(), r)
 			require.NoError(t, err)
-			renewal := authsvc.Renewal{CollectorID: r.CollectorID, Presented: r.Certificate.Thumbprint, At: now, Certificate: newCertificate()}
+			renewal := authsvc.Renewal{CollectorID: r.CollectorID, Presented: r.Certificate, At: now, Certificate: newCertificate()}
 			_, err = s.Renew(t.Context(), renewal)
 			require.NoError(t, err)
 			if used {
@@ -202,7 +202,7 @@ func TestRenewAtOnceWithOneKeyIsOneRenewal(t *testing.T) {
 				own := newCertificate() // each request is signed anew
 				own.KeyHash = same.KeyHash
 				results[i], errs[i] = s.Renew(t.Context(), authsvc.Renewal{
-					CollectorID: r.CollectorID, Presented: r.Certificate.Thumbprint, At: now, Certificate: own,
+					CollectorID: r.CollectorID, Presented: r.Certificate, At: now, Certificate: own,
 				})
 			})
 		}

@@ -6,19 +6,11 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
 	"pganalytics/pkg/authsvc"
 	"pganalytics/pkg/identity"
 )
-
-// The row lock lets one renewal of a collector after the other decide.
-const lockCollector = `
-select status, generation, hostname, updated_at
-from identity.collector
-where id = $1
-for update`
 
 const selectGeneration = `
 select generation
@@ -44,14 +36,22 @@ type newest struct {
 func (s *Store) Renew(ctx context.Context, r authsvc.Renewal) (authsvc.Renewed, error) {
 	var out authsvc.Renewed
 	err := s.inTx(ctx, "store renewal", func(tx pgx.Tx) error {
-		c, err := lock(ctx, tx, r.CollectorID)
+		k, err := lockCollector(ctx, tx, r.CollectorID)
+		if errors.Is(err, authsvc.ErrNoCollector) {
+			return authsvc.ErrCertificateUnknown
+		}
+		if err == nil {
+			err = usable(k.Status)
+		}
 		if err != nil {
 			return err
 		}
+		c := k.Collector
 		var presented int
-		err = tx.QueryRow(ctx, selectGeneration, r.Presented, r.CollectorID).Scan(&presented)
+		err = tx.QueryRow(ctx, selectGeneration, r.Presented.Thumbprint, r.CollectorID).Scan(&presented)
 		if errors.Is(err, pgx.ErrNoRows) {
-			return authsvc.ErrCertificateUnknown // a database from an older backup: no sign of a copied key
+			// A database from an older backup: no sign of a copied key.
+			presented, err = adopt(ctx, tx, r, &c)
 		}
 		if err != nil {
 			return fmt.Errorf("read presented certificate: %w", err)
@@ -79,30 +79,37 @@ func (s *Store) Renew(ctx context.Context, r authsvc.Renewal) (authsvc.Renewed, 
 	return out, err
 }
 
-func lock(ctx context.Context, tx pgx.Tx, id uuid.UUID) (identity.Collector, error) {
-	c := identity.Collector{ID: id}
-	var status string
-	err := tx.QueryRow(ctx, lockCollector, id).Scan(&status, &c.Generation, &c.Hostname, &c.ChangedAt)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return c, authsvc.ErrCertificateUnknown
+const adoptGeneration = `
+update identity.collector
+set generation = $2
+where id = $1 and not exists (select from identity.certificate where thumbprint = $3)`
+
+// adopt takes over the presented certificate as the collector's newest, if
+// verifiers know it as that and of a later generation than the database does.
+// It errs with ErrCertificateUnknown.
+func adopt(ctx context.Context, tx pgx.Tx, r authsvc.Renewal, c *identity.Collector) (int, error) {
+	if r.Known.Thumbprint != r.Presented.Thumbprint || r.Known.Generation <= c.Generation {
+		return 0, authsvc.ErrCertificateUnknown
 	}
+	// A revoked one is there, and stays what it is.
+	tag, err := tx.Exec(ctx, adoptGeneration, r.CollectorID, r.Known.Generation, r.Presented.Thumbprint)
 	if err != nil {
-		return c, fmt.Errorf("lock collector: %w", err)
+		return 0, err
 	}
-	if c.Status, err = identity.ParseStatus(status); err != nil {
-		return c, err
+	if tag.RowsAffected() == 0 {
+		return 0, authsvc.ErrCertificateUnknown
 	}
-	switch c.Status {
-	case identity.Locked:
-		return c, authsvc.ErrCollectorLocked
-	case identity.Disabled:
-		return c, authsvc.ErrCollectorDisabled
+	c.Generation = r.Known.Generation
+	if err := addCertificate(ctx, tx, r.CollectorID, certificate{Certificate: r.Presented, generation: c.Generation}); err != nil {
+		return 0, err
 	}
-	return c, nil
+	return c.Generation, audit(ctx, tx, act{
+		at: r.At, actor: "collector:" + r.CollectorID.String(), action: "certificate.adopt", result: "success",
+		resourceType: "collector", resourceID: r.CollectorID.String(), source: r.Source,
+		changes: map[string]any{"generation": c.Generation, "thumbprint": r.Presented.Thumbprint},
+	})
 }
 
-// updated_at rises even if this clock is behind the one that set it before:
-// verifiers take the record with the later time.
 const setGeneration = `
 update identity.collector
 set generation = $2, updated_at = greatest($3, updated_at + interval '1 microsecond')
@@ -126,7 +133,7 @@ func succeed(ctx context.Context, tx pgx.Tx, r authsvc.Renewal, c identity.Colle
 	if err != nil {
 		return none, fmt.Errorf("store certificate: %w", err)
 	}
-	if _, err := tx.Exec(ctx, markPresented, r.Presented, r.At); err != nil {
+	if _, err := tx.Exec(ctx, markPresented, r.Presented.Thumbprint, r.At); err != nil {
 		return none, fmt.Errorf("mark presented certificate: %w", err)
 	}
 	if err := tx.QueryRow(ctx, setGeneration, r.CollectorID, c.Generation, r.At).Scan(&c.ChangedAt); err != nil {
@@ -157,7 +164,7 @@ func lockOut(ctx context.Context, tx pgx.Tx, r authsvc.Renewal, c identity.Colle
 	err := audit(ctx, tx, act{
 		at: r.At, actor: "collector:" + r.CollectorID.String(), action: "collector.lock", result: "success",
 		resourceType: "collector", resourceID: r.CollectorID.String(), source: r.Source,
-		changes: map[string]any{"presented_generation": presented, "newest_generation": c.Generation, "presented": r.Presented},
+		changes: map[string]any{"presented_generation": presented, "newest_generation": c.Generation, "presented": r.Presented.Thumbprint},
 	})
 	return authsvc.Renewed{Collector: c}, err
 }

@@ -33,7 +33,8 @@ type Enrollment struct {
 	StateDir      string
 	Force         bool // replace an identity that is there
 
-	// Retire is told of the identity that is about to be replaced; may be nil.
+	// Retire is told of the identity that is about to be replaced by that of
+	// another collector; may be nil.
 	Retire func(old *Identity) error
 }
 
@@ -58,8 +59,9 @@ func (e *Enrollment) Validate() error {
 	return errors.Join(errs...)
 }
 
-// Enroll makes a key, has it certified and writes the identity. Errors:
-// ErrEnrolled without Force.
+// Enroll makes a key, has it certified and writes the identity. If the answer
+// gets lost, another Enroll with the same token and name has it repeated.
+// Errors: ErrEnrolled without Force.
 func Enroll(ctx context.Context, e Enrollment) (*Identity, error) {
 	if err := e.Validate(); err != nil {
 		return nil, err
@@ -86,19 +88,61 @@ func Enroll(ctx context.Context, e Enrollment) (*Identity, error) {
 	if err != nil {
 		return nil, err
 	}
-	// An old identity that cannot be read has nothing to retire.
-	if old, err := LoadIdentity(e.StateDir); err == nil && e.Retire != nil {
+	// An old identity that cannot be read has nothing to retire. One of the same
+	// collector goes on: what is spooled is still its own.
+	if old, err := LoadIdentity(e.StateDir); err == nil && e.Retire != nil && old.CollectorID != id.CollectorID {
 		if err := e.Retire(old); err != nil {
 			return nil, err
 		}
 	}
-	return id, id.save(e.StateDir)
+	if err := id.save(e.StateDir); err != nil {
+		return nil, err
+	}
+	// A key that stays behind is never used for another token.
+	_ = os.Remove(filepath.Join(e.StateDir, enrollingName))
+	return id, nil
+}
+
+// enrollingName is the file of the key that an enrolment is about.
+const enrollingName = "enrolling.json"
+
+// enrolling is a key on its way to be certified, and for which token.
+type enrolling struct {
+	TokenHash  string `json:"token_sha256"`
+	PrivateKey string `json:"private_key"`
+}
+
+// keyFor returns the key to have certified with the token, and makes it at the
+// first attempt. It is on disk before it is shown: the backend repeats a lost
+// answer to the same key, and to no other.
+func keyFor(stateDir, token string) ([]byte, error) {
+	path := filepath.Join(stateDir, enrollingName)
+	sum := sha256.Sum256([]byte(token))
+	e := enrolling{TokenHash: hex.EncodeToString(sum[:])}
+	var former enrolling
+	if data, err := os.ReadFile(path); err == nil && json.Unmarshal(data, &former) == nil &&
+		former.TokenHash == e.TokenHash && former.PrivateKey != "" {
+		return []byte(former.PrivateKey), nil
+	}
+	key, err := newKey()
+	if err != nil {
+		return nil, err
+	}
+	e.PrivateKey = string(key)
+	data, err := json.Marshal(e)
+	if err != nil {
+		return nil, errors.New("keep the key: encode it")
+	}
+	if err := replaceFile(path, data); err != nil {
+		return nil, fmt.Errorf("keep the key: %w", err)
+	}
+	return key, nil
 }
 
 // register has the key certified over a connection that is verified against
 // the pinned CA and nothing else.
 func register(ctx context.Context, e Enrollment, ca *x509.Certificate) (*Identity, error) {
-	key, err := newKey()
+	key, err := keyFor(e.StateDir, e.Token)
 	if err != nil {
 		return nil, err
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"log/slog"
 	"net/http"
 	"os"
@@ -262,15 +263,50 @@ func TestALostRenewalIsRepeatedWithTheSameKey(t *testing.T) {
 	for again.Renew(t.Context()) != nil && t.Context().Err() == nil && len(b.Seen().Renewals) < 10 {
 		continue
 	}
+	require.Len(t, keysOf(t, b.Seen().Renewals), 1)
+	require.GreaterOrEqual(t, len(b.Seen().Renewals), 4)
+}
+
+// keysOf returns the different keys of the signing requests.
+func keysOf(t *testing.T, csrs []string) map[string]bool {
+	t.Helper()
 	keys := map[string]bool{}
-	for _, csr := range b.Seen().Renewals {
+	for _, csr := range csrs {
 		block, _ := pem.Decode([]byte(csr))
 		request, err := x509.ParseCertificateRequest(block.Bytes)
 		require.NoError(t, err)
 		keys[string(request.RawSubjectPublicKeyInfo)] = true
 	}
-	require.Len(t, keys, 1)
-	require.GreaterOrEqual(t, len(b.Seen().Renewals), 4)
+	return keys
+}
+
+func TestALostEnrolmentIsRepeatedWithTheSameKeyForThatTokenOnly(t *testing.T) {
+	t.Parallel()
+	b := farend.New(t, nil, farend.OK)
+	b.LoseEnrolments(2)
+	e := enrollment(t, b)
+	_, err := Enroll(t.Context(), e)
+	require.Error(t, err)
+	info, err := os.Stat(filepath.Join(e.StateDir, enrollingName))
+	require.NoError(t, err)
+	require.Equal(t, os.FileMode(0o600), info.Mode().Perm())
+	kept, err := os.ReadFile(filepath.Join(e.StateDir, enrollingName))
+	require.NoError(t, err)
+	require.NotContains(t, string(kept), e.Token)
+	for err = errors.New("not yet"); err != nil && len(b.Seen().Enrolments) < 10; {
+		_, err = Enroll(t.Context(), e)
+	}
+	require.NoError(t, err)
+	require.Len(t, keysOf(t, b.Seen().Enrolled), 1)
+	require.GreaterOrEqual(t, len(b.Seen().Enrolled), 3)
+
+	b.LoseEnrolments(1)
+	e.StateDir = t.TempDir()
+	_, _ = Enroll(t.Context(), e)
+	e.Token = "pge_2_other"
+	_, err = Enroll(t.Context(), e)
+	require.NoError(t, err)
+	require.Greater(t, len(keysOf(t, b.Seen().Enrolled)), 2, "another token, another key")
 }
 
 func TestRenewalIsDueFromAThirdOfLifeOn(t *testing.T) {
@@ -299,6 +335,11 @@ func TestEnrollWritesAPrivateIdentityOnce(t *testing.T) {
 	e.Force = true
 	var retired *Identity
 	e.Retire = func(old *Identity) error { retired = old; return nil }
+	_, err = Enroll(t.Context(), e)
+	require.NoError(t, err)
+	require.Nil(t, retired, "the same collector, enrolled again, goes on with its spool")
+	elsewhere := farend.New(t, nil, farend.OK)
+	e.URL, e.CAFingerprint = elsewhere.URL, elsewhere.Servers.Fingerprint()
 	_, err = Enroll(t.Context(), e)
 	require.NoError(t, err)
 	require.Equal(t, b.ID, retired.CollectorID)

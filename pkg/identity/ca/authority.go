@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -21,7 +22,7 @@ import (
 // The files of an authority's directory. Gateways need copies of
 // CollectorCAFile and RootFile only.
 const (
-	CollectorCAFile = "collector-ca.crt" // bundle; its first certificate is the one that issues
+	CollectorCAFile = "collector-ca.crt" // bundle; the certificate of the key beside it issues
 	ServerCAFile    = "server-ca.crt"    // bundle, likewise
 	RootFile        = "root.pub"         // root public keys that verifiers trust
 	ServerCertFile  = "server.crt"       // of the listeners; may be replaced by the operator's own
@@ -31,6 +32,10 @@ const (
 	serverCAKeyFile    = "server-ca.key"
 	rootKeyFile        = "root.key" // needed to make a signing key, not to use one: may be kept elsewhere
 	signingKeyFile     = "signing.key"
+	revokedKeysFile    = "revoked-keys.json" // signing keys that must not be believed any more
+
+	// What replaces the file of the same name without "-next"; see Rotation.
+	nextSuffix = "-next"
 )
 
 // Options says where an authority lives and for whom it speaks.
@@ -59,16 +64,21 @@ func (o Options) Validate() error {
 }
 
 // Authority issues certificates and holds the key that signs access tokens.
-// Its methods may be called at once.
+// Its methods may be called at once, also while it is reloaded.
 type Authority struct {
-	trustDomain  string
+	options Options
+	current atomic.Pointer[material]
+}
+
+// material is what the directory held when it was last read.
+type material struct {
 	collector    issuer
 	collectorCAs []*x509.Certificate
 	serverCAs    []*x509.Certificate
 	roots        []ed25519.PublicKey
 	signingKey   ed25519.PrivateKey
 	signing      SigningKey
-	now          func() time.Time
+	revoked      []RevokedKey
 }
 
 // Init makes whatever is missing in the directory and opens it. It overwrites
@@ -85,7 +95,22 @@ func Init(o Options) (*Authority, error) {
 	if err := initFiles(o); err != nil {
 		return nil, fmt.Errorf("init identity: %w", err)
 	}
-	return open(o)
+	a := &Authority{options: o}
+	if err := a.Reload(); err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
+// Reload reads the directory again and checks that its parts belong together.
+// When they don't, what was read before stays in use.
+func (a *Authority) Reload() error {
+	m, err := read(a.options)
+	if err != nil {
+		return err
+	}
+	a.current.Store(m)
+	return nil
 }
 
 func initFiles(o Options) error {
@@ -163,9 +188,9 @@ func initRoot(dir string) error {
 	return ifMissing(writeFile(publicPath, public, 0o644, createOnly))
 }
 
-// open reads the directory and checks that its parts belong together.
-func open(o Options) (*Authority, error) {
-	a := &Authority{trustDomain: o.TrustDomain, now: o.Now}
+// read reads the directory and checks that its parts belong together.
+func read(o Options) (*material, error) {
+	a := &material{}
 	var err error
 	at := func(name string) string { return filepath.Join(o.Dir, name) }
 	if a.collector, a.collectorCAs, err = openCA(at(collectorCAKeyFile), at(CollectorCAFile)); err != nil {
@@ -186,10 +211,14 @@ func open(o Options) (*Authority, error) {
 	if err := a.signing.Verify(a.roots); err != nil {
 		return nil, fmt.Errorf("%s: %w", at(signingKeyFile), err)
 	}
+	if a.revoked, err = readRevokedKeys(at(revokedKeysFile)); err != nil {
+		return nil, err
+	}
 	return a, nil
 }
 
-// openCA reads a CA's key and bundle; the first certificate must be the key's.
+// openCA reads a CA's key and bundle. The certificate of the key issues: so a
+// CA is exchanged by exchanging one file, its key.
 func openCA(keyPath, certPath string) (issuer, []*x509.Certificate, error) {
 	certs, err := LoadCertificates(certPath)
 	if err != nil {
@@ -202,35 +231,62 @@ func openCA(keyPath, certPath string) (issuer, []*x509.Certificate, error) {
 	if err != nil {
 		return issuer{}, nil, err
 	}
-	if !sameKey(key, certs[0]) {
-		return issuer{}, nil, fmt.Errorf("%s is not the key of the first certificate in %s", keyPath, certPath)
+	for i, cert := range certs {
+		if sameKey(key, cert) {
+			// The issuer first, wherever it stands: that is the one that people are told of.
+			return issuer{cert: cert, key: key}, append([]*x509.Certificate{cert}, slices.Delete(certs, i, i+1)...), nil
+		}
 	}
-	return issuer{cert: certs[0], key: key}, certs, nil
+	return issuer{}, nil, fmt.Errorf("%s is not the key of a certificate in %s", keyPath, certPath)
 }
 
 // IssueCollector signs a collector certificate for the request's key.
 func (a *Authority) IssueCollector(id uuid.UUID, r *Request) (*x509.Certificate, error) {
-	cert, err := a.collector.issueCollector(a.trustDomain, id, r, a.now())
+	cert, err := a.current.Load().collector.issueCollector(a.options.TrustDomain, id, r, a.options.Now())
 	if err != nil {
 		return nil, fmt.Errorf("issue collector certificate: %w", err)
 	}
 	return cert, nil
 }
 
+// Dir returns the authority's directory.
+func (a *Authority) Dir() string { return a.options.Dir }
+
+// Files returns the files that Reload reads.
+func (a *Authority) Files() []string {
+	files := []string{
+		collectorCAKeyFile, CollectorCAFile, serverCAKeyFile, ServerCAFile, RootFile, signingKeyFile, revokedKeysFile,
+	}
+	for i, name := range files {
+		files[i] = filepath.Join(a.options.Dir, name)
+	}
+	return files
+}
+
 // TrustDomain returns the trust domain of the collector identities.
-func (a *Authority) TrustDomain() string { return a.trustDomain }
+func (a *Authority) TrustDomain() string { return a.options.TrustDomain }
 
-// CollectorCAs returns the CAs that collector certificates may come from.
-func (a *Authority) CollectorCAs() []*x509.Certificate { return slices.Clone(a.collectorCAs) }
+// CollectorCAs returns the CAs that collector certificates may come from, the
+// one that issues first.
+func (a *Authority) CollectorCAs() []*x509.Certificate {
+	return slices.Clone(a.current.Load().collectorCAs)
+}
 
-// ServerCAs returns the CAs that server certificates may come from.
-func (a *Authority) ServerCAs() []*x509.Certificate { return slices.Clone(a.serverCAs) }
+// ServerCAs returns the CAs that server certificates may come from, the one
+// that issues first.
+func (a *Authority) ServerCAs() []*x509.Certificate { return slices.Clone(a.current.Load().serverCAs) }
 
 // Roots returns the public keys that vouch for signing keys.
-func (a *Authority) Roots() []ed25519.PublicKey { return slices.Clone(a.roots) }
+func (a *Authority) Roots() []ed25519.PublicKey { return slices.Clone(a.current.Load().roots) }
 
 // SigningKey returns the key that signs access tokens, and its public record.
-func (a *Authority) SigningKey() (ed25519.PrivateKey, SigningKey) { return a.signingKey, a.signing }
+func (a *Authority) SigningKey() (ed25519.PrivateKey, SigningKey) {
+	m := a.current.Load()
+	return m.signingKey, m.signing
+}
+
+// RevokedKeys returns the signing keys that must not be believed any more.
+func (a *Authority) RevokedKeys() []RevokedKey { return slices.Clone(a.current.Load().revoked) }
 
 func makeKey(path string, generate func() (crypto.Signer, error)) error {
 	if exists(path) {

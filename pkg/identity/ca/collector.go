@@ -79,6 +79,9 @@ func KeyHash(cert *x509.Certificate) [sha256.Size]byte {
 	return sha256.Sum256(cert.RawSubjectPublicKeyInfo)
 }
 
+// KeyHash returns the SHA-256 of the request's public key in DER.
+func (r *Request) KeyHash() [sha256.Size]byte { return r.keyHash }
+
 // SameKey reports whether cert is over the request's key.
 func (r *Request) SameKey(cert *x509.Certificate) bool { return r.keyHash == KeyHash(cert) }
 

@@ -17,12 +17,13 @@ import (
 const serverLife = 180 * 24 * time.Hour
 
 // RenewServer makes the listeners' certificate if there is none, and issues it
-// anew over the same key when a third of its life is left or the names have
-// changed; without names it keeps those it has. A certificate that is not from this directory's server CA is the
-// operator's own and stays untouched. Call it at start and daily.
+// anew over the same key when a third of its life is left, or the names or the
+// server CA have changed; without names it keeps those it has. A certificate
+// that is not from one of this directory's server CAs is the operator's own and
+// stays untouched. Call it at start and daily.
 func RenewServer(dir string, names []string, now time.Time) error {
 	certPath, keyPath := filepath.Join(dir, ServerCertFile), filepath.Join(dir, ServerKeyFile)
-	ca, _, err := openCA(filepath.Join(dir, serverCAKeyFile), filepath.Join(dir, ServerCAFile))
+	ca, bundle, err := openCA(filepath.Join(dir, serverCAKeyFile), filepath.Join(dir, ServerCAFile))
 	if err != nil {
 		return err
 	}
@@ -33,11 +34,12 @@ func RenewServer(dir string, names []string, now time.Time) error {
 		if err != nil {
 			return err
 		}
-		own := current[0].CheckSignatureFrom(ca.cert) == nil
+		own := slices.ContainsFunc(bundle, func(c *x509.Certificate) bool { return current[0].CheckSignatureFrom(c) == nil })
 		if len(names) == 0 {
 			names = serverNames(current[0])
 		}
-		if !own || slices.Equal(serverNames(current[0]), names) && now.Add(serverLife/3).Before(current[0].NotAfter) {
+		fresh := current[0].CheckSignatureFrom(ca.cert) == nil && now.Add(serverLife/3).Before(current[0].NotAfter)
+		if !own || fresh && slices.Equal(serverNames(current[0]), names) {
 			return nil
 		}
 	}

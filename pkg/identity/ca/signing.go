@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
+	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 )
 
 // signingLife bounds what a stolen signing key is worth. A key is replaced at
@@ -108,15 +110,110 @@ func initSigningKey(dir string, now time.Time) error {
 	if err != nil {
 		return err
 	}
+	_, err = replaceSigningKey(path, root, now)
+	return err
+}
+
+// RenewSigningKey replaces the signing key once half of its life is over and
+// the root key is at hand. Call it daily; whoever signs reads it again.
+func RenewSigningKey(dir string, now time.Time) error {
+	if err := initSigningKey(dir, now); err != nil {
+		return fmt.Errorf("renew signing key: %w", err)
+	}
+	return nil
+}
+
+func replaceSigningKey(path string, root ed25519.PrivateKey, now time.Time) (SigningKey, error) {
 	key, record, err := newSigningKey(root, now)
 	if err != nil {
-		return err
+		return record, err
 	}
 	encoded, err := encodeSigningKey(key, record)
 	if err != nil {
+		return record, err
+	}
+	return record, writeFile(path, encoded, 0o600, replace)
+}
+
+// RevokedKey names a signing key that must not be believed any more, because
+// somebody else may have it.
+type RevokedKey struct {
+	KID       string    `json:"kid"`
+	NotAfter  time.Time `json:"not_after"` // of the key
+	RevokedAt time.Time `json:"revoked_at"`
+}
+
+// Fingerprint returns the key's id in the form in which certificates are
+// named: both are SHA-256 sums. It errs if the id is none.
+func (k RevokedKey) Fingerprint() (string, error) { return KeyFingerprint(k.KID) }
+
+// KeyFingerprint returns a signing key's id in the form in which certificates
+// are named, so that one list of revocations does for both. It errs if the id
+// is no SHA-256 sum.
+func KeyFingerprint(kid string) (string, error) {
+	sum, err := base64.RawURLEncoding.Strict().DecodeString(kid)
+	if err != nil || len(sum) != sha256.Size {
+		return "", errors.New("key id is not a thumbprint")
+	}
+	return "sha256:" + hex.EncodeToString(sum), nil
+}
+
+// RotateSigningKey replaces the signing key now; the root key must be at hand.
+// With revokeOld, tokens that the old one signed are refused as soon as
+// authsvc has read the directory again; without, they stay good until their
+// end. It returns the new key's public half.
+func RotateSigningKey(dir string, revokeOld bool, now time.Time) (SigningKey, error) {
+	path := filepath.Join(dir, signingKeyFile)
+	_, old, err := readSigningKey(path)
+	if err != nil {
+		return SigningKey{}, fmt.Errorf("rotate signing key: %w", err)
+	}
+	root, err := readEd25519Key(filepath.Join(dir, rootKeyFile))
+	if err != nil {
+		return SigningKey{}, fmt.Errorf("rotate signing key: %w", err)
+	}
+	record, err := replaceSigningKey(path, root, now)
+	if err == nil && revokeOld {
+		// After the new key is there: a revoked one must never be all there is.
+		err = revokeKey(filepath.Join(dir, revokedKeysFile), RevokedKey{KID: old.KID, NotAfter: old.NotAfter, RevokedAt: now.UTC()})
+	}
+	if err != nil {
+		return SigningKey{}, fmt.Errorf("rotate signing key: %w", err)
+	}
+	return record, nil
+}
+
+func revokeKey(path string, k RevokedKey) error {
+	revoked, err := readRevokedKeys(path)
+	if err != nil {
 		return err
 	}
-	return writeFile(path, encoded, 0o600, replace)
+	raw, err := json.Marshal(append(revoked, k), jsontext.WithIndent("  "))
+	if err != nil {
+		return fmt.Errorf("encode revoked keys: %w", err)
+	}
+	return writeFile(path, append(raw, '\n'), 0o644, replace)
+}
+
+// readRevokedKeys returns none if there is no such file.
+func readRevokedKeys(path string) ([]RevokedKey, error) {
+	raw, err := readTrusted(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var revoked []RevokedKey
+	if err := json.Unmarshal(raw, &revoked, json.RejectUnknownMembers(true)); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	for _, k := range revoked {
+		if _, err := k.Fingerprint(); err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+	}
+	return revoked, nil
 }
 
 // Key and record stand in one file, so that no stop and no second process can

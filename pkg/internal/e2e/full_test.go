@@ -81,7 +81,12 @@ type client struct {
 
 func (s *system) client() *client {
 	s.t.Helper()
-	id, err := uplink.LoadIdentity(s.state())
+	return s.clientOf(s.state())
+}
+
+func (s *system) clientOf(state string) *client {
+	s.t.Helper()
+	id, err := uplink.LoadIdentity(state)
 	require.NoError(s.t, err)
 	anchors := x509.NewCertPool()
 	for _, ca := range id.ServerCAs {
@@ -91,12 +96,18 @@ func (s *system) client() *client {
 		TLSClientConfig: &tls.Config{RootCAs: anchors, Certificates: []tls.Certificate{id.Certificate}, MinVersion: tls.VersionTLS13},
 	}}}
 	s.t.Cleanup(c.http.CloseIdleConnections)
+	c.fetchToken()
+	return c
+}
+
+func (c *client) fetchToken() {
+	c.t.Helper()
+	c.token = ""
 	var answer struct{ Token string }
 	res := c.post("/api/v1/collectors/token", nil)
-	require.Equal(s.t, http.StatusOK, res.StatusCode)
-	require.NoError(s.t, json.NewDecoder(res.Body).Decode(&answer))
+	require.Equal(c.t, http.StatusOK, res.StatusCode)
+	require.NoError(c.t, json.NewDecoder(res.Body).Decode(&answer))
 	c.token = answer.Token
-	return c
 }
 
 // post returns the answer, whose body has been read.

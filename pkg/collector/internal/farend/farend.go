@@ -47,6 +47,7 @@ func Refusal(status int, code string, headers ...string) Answer {
 // Seen is what has reached the backend.
 type Seen struct {
 	Enrolments []string // Authorization headers
+	Enrolled   []string // signing requests of enrolments, PEM
 	Renewals   []string // signing requests, PEM
 	Tokens     int      // handed out: token-1, token-2, …
 	Pushes     []Push
@@ -70,6 +71,7 @@ type Backend struct {
 	mu      sync.Mutex
 	answers []Answer // in turn; the last one is for all that follow
 	lose    int      // answers to renewals that are not sent
+	loseNew int      // answers to enrolments that are not sent
 	seen    Seen
 }
 
@@ -120,6 +122,13 @@ func (b *Backend) LoseRenewals(n int) {
 	b.lose = n
 }
 
+// LoseEnrolments does the next n enrolments and loses the answers.
+func (b *Backend) LoseEnrolments(n int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.loseNew = n
+}
+
 func (b *Backend) serve(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
@@ -142,6 +151,11 @@ func (b *Backend) serve(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.WriteString(w, b.Servers.pem())
 	case "collectors/register":
 		b.seen.Enrolments = append(b.seen.Enrolments, r.Header.Get("Authorization"))
+		b.seen.Enrolled = append(b.seen.Enrolled, in.CSR)
+		if b.loseNew > 0 {
+			b.loseNew--
+			panic(http.ErrAbortHandler)
+		}
 		b.certify(w, http.StatusCreated, in.CSR)
 	case "collectors/renew":
 		b.seen.Renewals = append(b.seen.Renewals, in.CSR)
