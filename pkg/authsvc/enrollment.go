@@ -22,7 +22,7 @@ const (
 	// DefaultEnrollmentTTL and MaxEnrollmentTTL bound how long an enrolment
 	// token may be used.
 	DefaultEnrollmentTTL = 30 * time.Minute
-	MaxEnrollmentTTL     = 7 * 24 * time.Hour
+	MaxEnrollmentTTL     = 7 * 24 * time.Hour // see above
 
 	// MaxEnrollmentNames bounds the list of one token.
 	MaxEnrollmentNames = 1000
