@@ -19,10 +19,11 @@ import (
 )
 
 const (
-	// DefaultEnrollmentTTL and MaxEnrollmentTTL bound how long an enrolment
-	// token may be used.
+	// DefaultEnrollmentTTL is how long an enrolment token may be used if nobody
+	// says otherwise.
 	DefaultEnrollmentTTL = 30 * time.Minute
-	MaxEnrollmentTTL     = 7 * 24 * time.Hour // see above
+	// MaxEnrollmentTTL is how long it may be used at most.
+	MaxEnrollmentTTL = 7 * 24 * time.Hour
 
 	// MaxEnrollmentNames bounds the list of one token.
 	MaxEnrollmentNames = 1000
