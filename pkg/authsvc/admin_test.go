@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"strings"
 	"testing"
 	"time"
 
@@ -252,5 +251,5 @@ func TestLatePublicationOfAnOlderRecordChangesNothing(t *testing.T) {
 	authsvc.Publish(s.service, t.Context(), older)
 	stored, err := s.bus.IdentityBucket().Get(t.Context(), key)
 	require.NoError(t, err)
-	require.True(t, strings.Contains(string(stored), `"disabled"`), string(stored))
+	require.Contains(t, string(stored), `"disabled"`)
 }

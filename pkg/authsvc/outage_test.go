@@ -105,3 +105,25 @@ func TestReconcileRepairsTheBucketAndTakesNothingBack(t *testing.T) {
 	require.NoError(t, s.service.Reconcile(t.Context()))
 	s.eventually(func() bool { return call().Code == "certificate_revoked" }, "revoked")
 }
+
+func TestDatabaseFromABackupTakesOverWhatWasRenewedSince(t *testing.T) {
+	t.Parallel()
+	s := newStack(t, testdb.New(t))
+	c := s.enrol("db1")
+	key := newKey(t)
+	second := keyPair(t, s.renew(c.cert, key).Certificate, key)
+	s.known(func(k identity.Collector) bool { return k.Generation == 2 }, c.id)
+	// As the database was before the renewal.
+	require.NoError(t, s.exec(`update identity.collector set generation = 1, updated_at = created_at where id = $1`, c.id))
+	require.NoError(t, s.exec(`delete from identity.certificate where generation = 2`))
+	require.NoError(t, s.service.Reconcile(t.Context()))
+	require.Equal(t, http.StatusOK, s.token(second).status, "verifiers are ahead")
+
+	key = newKey(t)
+	a := s.renew(second, key)
+	require.Equal(t, http.StatusOK, a.status, a.raw)
+	third := keyPair(t, a.Certificate, key)
+	s.known(func(k identity.Collector) bool { return k.Generation == 3 }, c.id)
+	require.Equal(t, http.StatusOK, s.token(third).status)
+	require.Equal(t, 1, query[int](s, `select count(*) from identity.audit where action = 'certificate.adopt'`))
+}

@@ -166,17 +166,17 @@ func TestReenrolmentKeepsTheCollectorAndRevokesAllItHad(t *testing.T) {
 	require.ErrorIs(t, err, authsvc.ErrCertificateUnknown, "what was copied before neither renews nor locks")
 
 	// Of a locked or a disabled collector a token that was made while it was usable is of no use.
-	for _, refused := range []error{authsvc.ErrCollectorLocked, authsvc.ErrCollectorDisabled} {
-		other := enrolled(t, s, refused.Error())
+	for name, refused := range map[string]error{"locked": authsvc.ErrCollectorLocked, "disabled": authsvc.ErrCollectorDisabled} {
+		other := enrolled(t, s, name)
 		early := token("", now)
 		early.CollectorID = other.CollectorID
 		require.NoError(t, s.CreateEnrollmentToken(t.Context(), early))
-		if refused == error(authsvc.ErrCollectorLocked) {
+		if name == "locked" {
 			lockUp(t, s, other)
 		} else {
 			change(t, s, other.CollectorID, authsvc.Disable)
 		}
-		attempt := registration(early, refused.Error())
+		attempt := registration(early, name)
 		attempt.CollectorID, attempt.Again = other.CollectorID, true
 		_, err = s.Register(t.Context(), attempt)
 		require.ErrorIs(t, err, refused)

@@ -2,7 +2,6 @@ package pgstore
 
 import (
 	"context"
-	"errors"
 	"net/netip"
 	"time"
 
@@ -80,29 +79,39 @@ func nullable(id uuid.UUID) *uuid.UUID {
 }
 
 // Of a list the names say what is used; the token is when none is left.
-const enrollmentTokens = `
+const (
+	enrollmentTokenColumns = `
 select t.id, t.secret_hash, coalesce(t.bound_name, ''), t.bound_source, t.collector_id, t.created_by, t.created_at, t.expires_at,
     case when t.is_list then n.used_at else t.used_at end, t.revoked_at,
     coalesce(n.names, '{}'), coalesce(n.used, '{}'),
     exists (select from identity.certificate c
-        where c.enrolled_by = t.id and c.first_used_at is null and c.revoked_at is null)
-from identity.enrollment_token t
+        where c.enrolled_by = w.id and c.first_used_at is null and c.revoked_at is null)`
+
+	enrollmentTokenNames = `
 left join lateral (
     select array_agg(name order by name) as names, array_agg(name order by name) filter (where used_at is not null) as used,
         case when bool_and(used_at is not null) then max(used_at) end as used_at
     from identity.enrollment_name where token_id = t.id
 ) n on t.is_list`
 
+	// A row also for an id that is not there: it must take as long.
+	oneEnrollmentToken = enrollmentTokenColumns + `
+from (values ($1::text)) as w (id)
+left join identity.enrollment_token t on t.id = w.id` + enrollmentTokenNames
+
+	enrollmentTokens = enrollmentTokenColumns + `
+from identity.enrollment_token t
+cross join lateral (select t.id) as w` + enrollmentTokenNames
+)
+
 // EnrollmentToken returns the token, or the zero one, which fits no secret.
 func (s *Store) EnrollmentToken(ctx context.Context, id string) (authsvc.EnrollmentToken, error) {
-	rows, err := s.pool.Query(ctx, enrollmentTokens+" where t.id = $1", id)
+	rows, err := s.pool.Query(ctx, oneEnrollmentToken, id)
 	if err != nil {
 		return authsvc.EnrollmentToken{}, classify("read enrolment token", err)
 	}
 	t, err := pgx.CollectExactlyOneRow(rows, scanEnrollmentToken)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return authsvc.EnrollmentToken{ID: id}, nil
-	}
+	t.ID = id
 	return t, classify("read enrolment token", err)
 }
 
@@ -122,15 +131,17 @@ func (s *Store) ListEnrollmentTokens(ctx context.Context, page authsvc.Page) ([]
 
 func scanEnrollmentToken(row pgx.CollectableRow) (authsvc.EnrollmentToken, error) {
 	var (
-		t               authsvc.EnrollmentToken
-		hash            []byte
-		source          *netip.Prefix
-		collector       *uuid.UUID
-		used, revokedAt *time.Time
+		t                                 authsvc.EnrollmentToken
+		id, createdBy                     *string
+		hash                              []byte
+		source                            *netip.Prefix
+		collector                         *uuid.UUID
+		created, expires, used, revokedAt *time.Time
 	)
-	err := row.Scan(&t.ID, &hash, &t.BoundName, &source, &collector, &t.CreatedBy, &t.CreatedAt, &t.ExpiresAt,
+	err := row.Scan(&id, &hash, &t.BoundName, &source, &collector, &createdBy, &created, &expires,
 		&used, &revokedAt, &t.Names, &t.UsedNames, &t.Unanswered)
 	copy(t.Hash[:], hash)
+	t.ID, t.CreatedBy, t.CreatedAt, t.ExpiresAt = value(id), value(createdBy), value(created), value(expires)
 	t.BoundSource, t.CollectorID, t.UsedAt, t.RevokedAt = value(source), value(collector), value(used), value(revokedAt)
 	return t, err
 }

@@ -129,7 +129,7 @@ func keyFor(stateDir, token string) ([]byte, error) {
 		return nil, err
 	}
 	e.PrivateKey = string(key)
-	data, err := json.Marshal(e)
+	data, err := json.Marshal(e) //nolint:gosec // the key goes into a file of mode 0600
 	if err != nil {
 		return nil, errors.New("keep the key: encode it")
 	}

@@ -4,7 +4,6 @@ import (
 	"crypto/ed25519"
 	"crypto/x509"
 	"encoding/pem"
-	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -146,7 +145,7 @@ func TestSigningKeyIsReplacedOnDemandAndTheOldOneRevokedOnlyThen(t *testing.T) {
 
 	require.NoError(t, os.Remove(filepath.Join(dir, "root.key")))
 	_, err = ca.RotateSigningKey(dir, false, time.Now())
-	require.True(t, errors.Is(err, fs.ErrNotExist), "without the root key nobody vouches")
+	require.ErrorIs(t, err, fs.ErrNotExist, "without the root key nobody vouches")
 }
 
 func TestReloadKeepsWhatWasThereWhenTheFilesDoNotFit(t *testing.T) {

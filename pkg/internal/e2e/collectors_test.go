@@ -306,7 +306,7 @@ func TestAuthoritiesAndSigningKeyAreReplacedWithoutAFailedRequest(t *testing.T) 
 	renew()
 	step("rotate-finish", "collector", "--force")
 	former.http.CloseIdleConnections()
-	_, err := former.http.Post(former.id.CollectorURL+"/api/v1/collectors/token", "application/json", nil) //nolint:bodyclose // there is none
+	_, err := former.http.Post(former.id.CollectorURL+"/api/v1/collectors/token", "application/json", nil)
 	require.Error(t, err, "a certificate of the former authority opens no connection")
 
 	step("rotate-begin", "server")
