@@ -62,32 +62,6 @@ func (s *Service) putPeople(ctx context.Context, p, have identity.People) error 
 	return nil
 }
 
-// superseder is a record that replaces an older one and no newer one.
-type superseder interface {
-	Record() (string, []byte, error)
-	Supersedes(value []byte) bool
-}
-
-// revise never replaces a newer record: two changes that are published at once,
-// perhaps by two processes, may arrive in either order.
-func (s *Service) revise(ctx context.Context, r superseder) error {
-	key, value, err := r.Record()
-	if err != nil {
-		return err
-	}
-	err = s.Directory.Revise(ctx, key, func(old []byte) []byte {
-		if old != nil && !r.Supersedes(old) {
-			return nil
-		}
-		return value
-	})
-	if err != nil {
-		s.metrics.publishFailures.Inc()
-		return fmt.Errorf("publish %s: %w", key, err)
-	}
-	return nil
-}
-
 // reconcilePeople publishes what the bucket lacks of users, sessions and API
 // tokens, and removes the ends of sessions that no token can belong to any
 // more; nothing else is ever removed. See reconcile.

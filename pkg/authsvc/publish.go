@@ -34,7 +34,7 @@ func (s *Service) publish(ctx context.Context, c identity.Collector, revocations
 		}
 	}
 	if err == nil {
-		err = s.putCollector(ctx, c)
+		err = s.revise(ctx, c)
 	}
 	if err != nil {
 		s.Log.Warn("collector not published yet", "collector_id", c.ID, "err", err)
@@ -50,15 +50,21 @@ func (s *Service) wakeUp() {
 	}
 }
 
-// putCollector never replaces a newer record: two changes that are published
-// at once, perhaps by two processes, may arrive in either order.
-func (s *Service) putCollector(ctx context.Context, c identity.Collector) error {
-	key, value, err := c.Record()
+// superseder is a record that replaces an older one and no newer one.
+type superseder interface {
+	Record() (string, []byte, error)
+	Supersedes(value []byte) bool
+}
+
+// revise never replaces a newer record: two changes that are published at once,
+// perhaps by two processes, may arrive in either order.
+func (s *Service) revise(ctx context.Context, r superseder) error {
+	key, value, err := r.Record()
 	if err != nil {
 		return err
 	}
 	err = s.Directory.Revise(ctx, key, func(old []byte) []byte {
-		if old != nil && !c.Supersedes(old) {
+		if old != nil && !r.Supersedes(old) {
 			return nil
 		}
 		return value
@@ -222,7 +228,7 @@ func (s *Service) putCollectors(ctx context.Context, collectors []identity.Colle
 		if old, ok := have[c.ID]; ok && !c.ChangedAt.After(old.ChangedAt) {
 			continue
 		}
-		if err := s.putCollector(ctx, c); err != nil {
+		if err := s.revise(ctx, c); err != nil {
 			return err
 		}
 		have[c.ID] = c
