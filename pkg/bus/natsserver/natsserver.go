@@ -98,22 +98,22 @@ func Start(cfg Config, log *slog.Logger) (*Server, error) {
 	if timeout == 0 {
 		timeout = time.Minute
 	}
-	if !s.ReadyForConnections(timeout) {
+	if err := checkStarted(s, timeout, opts.JetStreamMaxStore); err != nil {
 		s.Shutdown()
 		s.WaitForShutdown()
-		return nil, fmt.Errorf("start nats server: not ready within %s", timeout)
-	}
-	if !s.JetStreamEnabled() {
-		s.Shutdown()
-		s.WaitForShutdown()
-		return nil, errors.New("start nats server: jetstream is not enabled, see the log")
-	}
-	if err := checkReserved(s, opts.JetStreamMaxStore); err != nil {
-		s.Shutdown()
-		s.WaitForShutdown()
-		return nil, err
+		return nil, fmt.Errorf("start nats server: %w", err)
 	}
 	return &Server{server: s}, nil
+}
+
+func checkStarted(s *server.Server, timeout time.Duration, maxStore int64) error {
+	if !s.ReadyForConnections(timeout) {
+		return fmt.Errorf("not ready within %s", timeout)
+	}
+	if !s.JetStreamEnabled() {
+		return errors.New("jetstream is not enabled, see the log")
+	}
+	return checkReserved(s, maxStore)
 }
 
 // checkReserved refuses a limit below what the streams may hold already. The
@@ -122,10 +122,10 @@ func Start(cfg Config, log *slog.Logger) (*Server, error) {
 func checkReserved(s *server.Server, maxStore int64) error {
 	_, reserved, err := s.JetStreamReservedResources()
 	if err != nil {
-		return fmt.Errorf("start nats server: %w", err)
+		return err
 	}
 	if maxStore > 0 && reserved > maxStore {
-		return fmt.Errorf("start nats server: the streams were made to hold %d bytes and cannot be made smaller; %d are too few",
+		return fmt.Errorf("the streams were made to hold %d bytes and cannot be made smaller; %d are too few",
 			reserved, maxStore)
 	}
 	return nil
