@@ -18,34 +18,20 @@ import (
 	"github.com/compose-spec/compose-go/v2/types"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
+
+	"pganalytics/pkg/internal/testprograms"
 )
 
 // programs is where TestMain builds them.
 var programs string
 
 func TestMain(m *testing.M) {
-	os.Exit(buildAndRun(m))
-}
-
-func buildAndRun(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "pganalytics-deploytest-")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer func() { _ = os.RemoveAll(dir) }()
-	programs = dir
-	build := exec.Command("go", "build", "-o", dir, "pganalytics/cmd/...")
-	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "build the programs: %v\n%s", err, out)
-		return 1
-	}
-	code := m.Run()
+	code := testprograms.Run(m, &programs)
 	if err := goleak.Find(); err != nil && code == 0 {
 		fmt.Fprintln(os.Stderr, err)
-		return 1
+		code = 1
 	}
-	return code
+	os.Exit(code)
 }
 
 // checkout returns a copy of all that is deployed, with secrets made.

@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -24,31 +23,14 @@ import (
 	"pganalytics/pkg/collector/uplink"
 	"pganalytics/pkg/internal/testdb"
 	"pganalytics/pkg/internal/testnet"
+	"pganalytics/pkg/internal/testprograms"
 	"pganalytics/pkg/service"
 )
 
 // programs is where TestMain builds them.
 var programs string
 
-func TestMain(m *testing.M) {
-	os.Exit(buildAndRun(m))
-}
-
-func buildAndRun(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "pganalytics-e2e-")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer func() { _ = os.RemoveAll(dir) }()
-	programs = dir
-	build := exec.Command("go", "build", "-o", dir, "pganalytics/cmd/...")
-	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "build the programs: %v\n%s", err, out)
-		return 1
-	}
-	return m.Run()
-}
+func TestMain(m *testing.M) { os.Exit(testprograms.Run(m, &programs)) }
 
 // system is a `serve` and a collector that watches serve's own database. Each
 // can be killed and started again.
