@@ -41,7 +41,7 @@ type DeadLetters interface {
 // Config of an ingester.
 type Config struct {
 	Loaders       int           `help:"Loads under way at once, each on a connection of its own." default:"2"`
-	FetchMessages int           `help:"Messages fetched at once." default:"2000"`
+	FetchMessages int           `help:"Most messages fetched at once; fewer are asked for when they are large." default:"2000"`
 	FetchBytes    int           `help:"Bytes fetched at once; at least twice the stream's largest message, or that one blocks for ever." default:"16777216"`
 	FetchWait     time.Duration `help:"Longest wait for a load to fill; rows become visible this much later." default:"250ms"`
 	LoadRows      int           `help:"Rows of one transaction; a larger batch is a transaction of its own." default:"20000"`
@@ -116,8 +116,9 @@ func (in *Ingester) Run(ctx context.Context) error {
 // for a store that is busy would only age towards their redelivery.
 func (in *Ingester) loop(ctx context.Context) error {
 	wait := newBackoff()
+	hunger := newAppetite(in.cfg.FetchMessages, in.cfg.LoadRows)
 	for ctx.Err() == nil {
-		fetched, err := in.source.Fetch(ctx, in.cfg.FetchMessages, in.cfg.FetchBytes, in.cfg.FetchWait)
+		fetched, err := in.source.Fetch(ctx, hunger.messages(), in.cfg.FetchBytes, in.cfg.FetchWait)
 		if err != nil && ctx.Err() == nil {
 			in.metrics.fetchErrors.Inc()
 			in.log.Warn("fetch from stream", "err", err)
@@ -126,22 +127,27 @@ func (in *Ingester) loop(ctx context.Context) error {
 			wait.reset()
 		}
 		if len(fetched) > 0 {
-			in.handle(ctx, fetched)
+			hunger.learn(in.handle(ctx, fetched), len(fetched))
 		}
 	}
 	return nil
 }
 
 // handle brings every fetched message to its end or leaves it on the stream.
-func (in *Ingester) handle(ctx context.Context, fetched []batch.Delivery) {
+// It returns the number of rows in them.
+func (in *Ingester) handle(ctx context.Context, fetched []batch.Delivery) (rows int) {
 	hand := newHand(fetched)
 	defer hand.keepAlive(in.cfg.ExtendEvery, in.onExtendError)()
 	good := in.decode(ctx, hand.messages)
+	for _, m := range good {
+		rows += m.batch.Rows()
+	}
 	for _, load := range cut(good, in.suspects, in.cfg.LoadRows, in.cfg.LoadBytes) {
 		if !in.storeLoad(ctx, load) {
-			return
+			break
 		}
 	}
+	return rows
 }
 
 func (in *Ingester) onExtendError(m *message, err error) {

@@ -75,6 +75,25 @@ func TestCutLosesNoMessageAndKeepsItsLimits(t *testing.T) {
 	})
 }
 
+func TestAFetchAsksForAboutTwoLoads(t *testing.T) {
+	t.Parallel()
+	for rows, want := range map[int]int{1: 2000, 10: 2000, 100: 400, 1000: 40, 20_000: 8, 500_000: 8} {
+		a := newAppetite(2000, 20_000)
+		require.Equal(t, 8, a.messages(), "before the first fetch")
+		a.learn(rows*5, 5)
+		require.Equal(t, want, a.messages(), "%d rows a message", rows)
+	}
+	a := newAppetite(2000, 20_000)
+	a.learn(10_000, 10)
+	for range 30 {
+		a.learn(10, 10)
+	}
+	require.Equal(t, 2000, a.messages(), "it learns anew")
+	a.learn(0, 10)
+	require.Equal(t, 2000, a.messages(), "also from batches without rows")
+	require.Equal(t, 3, newAppetite(3, 20_000).messages(), "never more than it may")
+}
+
 func TestEveryFaultOfAConfigurationIsNamedAtOnce(t *testing.T) {
 	t.Parallel()
 	err := (&Config{Loaders: -1}).Validate()
