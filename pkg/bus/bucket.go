@@ -24,6 +24,9 @@ func (b *Bus) IdentityBucket() *Bucket { return &Bucket{bus: b, name: b.names.id
 // bucketStream is the name of the stream below a bucket.
 func bucketStream(bucket string) string { return "KV_" + bucket }
 
+// bucketSubject is what the subjects of a bucket's keys begin with.
+func bucketSubject(bucket string) string { return "$KV." + bucket + "." }
+
 // Put returns nil once the value lies on the server's disk. The error is
 // fault.Unavailable, or unclassified for a key with other characters than
 // letters, digits and -/_=. .
@@ -109,6 +112,9 @@ func (b *Bucket) with(ctx context.Context, verb, key string, do func(context.Con
 		return fmt.Errorf("%s: %w", operation, err)
 	case errors.Is(err, jetstream.ErrKeyNotFound):
 		return fault.Wrap(fault.NotFound, fmt.Errorf("%s: %w", operation, err))
+	}
+	if e, ok := errors.AsType[*fault.Error](err); ok { // do knew better
+		return fmt.Errorf("%s: %w", operation, e)
 	}
 	return unavailable(operation, err)
 }

@@ -1,5 +1,5 @@
 // Package bus is the system's way to NATS JetStream: the stream of batches,
-// the dead letters and the identity bucket, with a publisher, a consumer, a
+// the dead letters, the holds and the identity bucket, with a publisher, a consumer, a
 // trimmer and a guard over them.
 //
 // Its invariant: what the publisher reported as stored lies on the server's
@@ -157,6 +157,7 @@ func (b *Bus) MaxPayload() int64 { return b.nc.MaxPayload() }
 
 // Status is what the streams hold, as the server counts it.
 type Status struct {
+	Incarnation   string // tells this stream from one recreated under its name, as in batch.Position
 	Bytes         uint64
 	MaxBytes      int64
 	Messages      uint64
@@ -189,6 +190,7 @@ func (b *Bus) Status(ctx context.Context) (Status, error) {
 	}
 	si, ci := stream.CachedInfo(), consumer.CachedInfo()
 	return Status{
+		Incarnation:   incarnation(si),
 		Bytes:         si.State.Bytes,
 		MaxBytes:      si.Config.MaxBytes,
 		Messages:      si.State.Msgs,

@@ -137,6 +137,7 @@ type names struct {
 	batches     string
 	deadLetters string
 	identity    string // bucket
+	holds       string // bucket
 	consumer    string
 	batch       string // subject without the collector
 	dead        string // subject without collector, batch and digest
@@ -151,6 +152,7 @@ func (c Config) names() names {
 		batches:     stream + "BATCHES",
 		deadLetters: stream + "DEADLETTERS",
 		identity:    stream + "identity",
+		holds:       stream + "holds",
 		consumer:    "ingester",
 		batch:       subject + "pganalytics.batch.",
 		dead:        subject + "pganalytics.dead.",

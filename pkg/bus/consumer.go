@@ -137,7 +137,7 @@ func (c *Consumer) currentIncarnation(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", unavailable("ask for stream "+c.bus.names.batches, err)
 	}
-	c.incarnation = stream.CachedInfo().Created.UTC().Format(time.RFC3339Nano)
+	c.incarnation = incarnation(stream.CachedInfo())
 	c.checked, c.reconnects = now, reconnects
 	return c.incarnation, nil
 }

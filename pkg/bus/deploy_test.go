@@ -84,6 +84,10 @@ func TestDeployedServicesHaveTheRightsTheyNeedAndNoMore(t *testing.T) {
 	letters, err := ingester.DeadLetters().List(ctx, 10)
 	require.NoError(t, err)
 	require.Len(t, letters, 1)
+	hold := ingester.take(ingester.hold("a", 2, 3))
+	require.Equal(t, []Hold{hold}, ingester.holds())
+	require.NoError(t, ingester.Holds().Release(ctx, hold))
+	hold = ingester.take(ingester.hold("a", 4, 4))
 	gateway.publish(1, 100) // stays
 	report, err := ingester.Trimmer(TrimConfig{ReplayWindow: aged}, answers).Trim(ctx)
 	require.NoError(t, err)
@@ -125,6 +129,13 @@ func TestDeployedServicesHaveTheRightsTheyNeedAndNoMore(t *testing.T) {
 		"gateway buries": func(ctx context.Context) error {
 			return gateway.DeadLetters().Bury(ctx, batch.Letter{Payload: []byte("y")})
 		},
+		"gateway holds": func(ctx context.Context) error {
+			_, err := gateway.Holds().Take(ctx, hold)
+			return err
+		},
+		"gateway releases":           func(ctx context.Context) error { return gateway.Holds().Release(ctx, hold) },
+		"authsvc releases":           func(ctx context.Context) error { return authsvc.Holds().Release(ctx, hold) },
+		"ingester deletes the holds": func(ctx context.Context) error { return ingester.js.DeleteKeyValue(ctx, "holds") },
 		"ingester writes the bucket": func(ctx context.Context) error {
 			return ingester.IdentityBucket().Put(ctx, "collector.2", nil)
 		},

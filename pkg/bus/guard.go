@@ -9,7 +9,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// Guard compares streams, consumer and bucket with what the promise needs and
+// Guard compares streams, consumer and buckets with what the promise needs and
 // names every difference. It is meant to run at start and every minute: whoever
 // may administer the server can set an age limit, and from then on the stream
 // forgets. What the API does not tell it cannot check: that the servers sync
@@ -36,11 +36,16 @@ func (b *Bus) Guard(ctx context.Context) error {
 	if err != nil {
 		return unavailable("ask for bucket "+b.names.identity, err)
 	}
+	holds, err := b.js.Stream(ctx, bucketStream(b.names.holds))
+	if err != nil {
+		return unavailable("ask for bucket "+b.names.holds, err)
+	}
 	return errors.Join(
 		b.batchesFaults(batches.CachedInfo().Config),
 		b.consumerFaults(consumer.CachedInfo().Config),
 		b.deadLettersFaults(letters.CachedInfo().Config),
 		b.identityFaults(identity.CachedInfo().Config),
+		b.holdsFaults(holds.CachedInfo().Config),
 	)
 }
 
@@ -76,9 +81,17 @@ func (b *Bus) deadLettersFaults(have jetstream.StreamConfig) error {
 
 func (b *Bus) identityFaults(have jetstream.StreamConfig) error {
 	f := faults{subject: "stream " + have.Name}
-	want := jetstream.StreamConfig{Subjects: []string{"$KV." + b.names.identity + ".>"}, Replicas: b.cfg.Replicas, MaxBytes: -1}
+	want := jetstream.StreamConfig{Subjects: []string{bucketSubject(b.names.identity) + ">"}, Replicas: b.cfg.Replicas, MaxBytes: -1}
 	f.stream(have, want)
 	f.check(have.MaxMsgsPerSubject == 1, "history is %d, must be 1", have.MaxMsgsPerSubject)
+	return errors.Join(f.errs...)
+}
+
+func (b *Bus) holdsFaults(have jetstream.StreamConfig) error {
+	f := faults{subject: "stream " + have.Name}
+	f.stream(have, b.holdsConfig())
+	f.check(have.MaxMsgsPerSubject == 1, "history is %d, must be 1", have.MaxMsgsPerSubject)
+	f.check(!have.AllowDirect, "replicas answer that may not know the last hold")
 	return errors.Join(f.errs...)
 }
 

@@ -40,7 +40,9 @@ func TestGuardNamesWhatSomeoneChanged(t *testing.T) {
 		"letters discard": {dead, func(c *jetstream.StreamConfig) {
 			c.DiscardNewPerSubject, c.Discard = false, jetstream.DiscardOld
 		}, []string{"DEADLETTERS", "discard", "full subject"}},
-		"bucket age": {"KV_identity", func(c *jetstream.StreamConfig) { c.MaxAge = time.Hour }, []string{"KV_identity", "max age"}},
+		"holds age":    {"KV_holds", func(c *jetstream.StreamConfig) { c.MaxAge = time.Hour }, []string{"KV_holds", "max age"}},
+		"holds direct": {"KV_holds", func(c *jetstream.StreamConfig) { c.AllowDirect = true }, []string{"KV_holds", "last hold"}},
+		"bucket age":   {"KV_identity", func(c *jetstream.StreamConfig) { c.MaxAge = time.Hour }, []string{"KV_identity", "max age"}},
 	} {
 		stream, err := w.js.Stream(t.Context(), c.stream)
 		require.NoError(t, err)

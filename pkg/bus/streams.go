@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 )
@@ -60,6 +61,26 @@ func (b *Bus) consumerConfig() jetstream.ConsumerConfig {
 	}
 }
 
+// holdsConfig is the stream below the bucket of holds. It is made as a stream
+// because the client library's buckets let every replica answer, and one that
+// lags does not know a hold that was just taken. Without AllowDirect only the
+// leader answers.
+func (b *Bus) holdsConfig() jetstream.StreamConfig {
+	return jetstream.StreamConfig{
+		Name:              bucketStream(b.names.holds),
+		Description:       "from where the stream of batches must be kept, and why",
+		Subjects:          []string{bucketSubject(b.names.holds) + ">"},
+		Retention:         jetstream.LimitsPolicy,
+		Storage:           jetstream.FileStorage,
+		Discard:           jetstream.DiscardNew,
+		MaxMsgsPerSubject: 1,
+		MaxBytes:          -1,
+		Duplicates:        b.cfg.DuplicateWindow,
+		Replicas:          b.cfg.Replicas,
+		DenyDelete:        true,
+	}
+}
+
 func (b *Bus) identityConfig() jetstream.KeyValueConfig {
 	return jetstream.KeyValueConfig{
 		Bucket:      b.names.identity,
@@ -70,15 +91,15 @@ func (b *Bus) identityConfig() jetstream.KeyValueConfig {
 	}
 }
 
-// EnsureStreams creates the streams, the consumer and the bucket where they
+// EnsureStreams creates the streams, the consumer and the buckets where they
 // are missing. Of what exists it changes only what cannot lose anything: it
 // raises MaxBytes, and sets the duplicate window, AckWait and MaxAckPending.
 // Anything else that differs is left for Guard to name and for people to
 // decide. Errors are fault.Unavailable.
 func (b *Bus) EnsureStreams(ctx context.Context) error {
-	for _, want := range []jetstream.StreamConfig{b.batchesConfig(), b.deadLettersConfig()} {
+	for _, want := range []jetstream.StreamConfig{b.batchesConfig(), b.deadLettersConfig(), b.holdsConfig()} {
 		if err := b.ensureStream(ctx, want); err != nil {
-			return unavailable(fmt.Sprintf("ensure stream %s of %d bytes", want.Name, want.MaxBytes), err)
+			return unavailable(fmt.Sprintf("ensure stream %s of at most %d bytes", want.Name, want.MaxBytes), err)
 		}
 	}
 	if err := b.ensureConsumer(ctx, b.consumerConfig()); err != nil {
@@ -151,4 +172,10 @@ func (b *Bus) ensureBucket(ctx context.Context, want jetstream.KeyValueConfig) e
 		}
 	}
 	return err
+}
+
+// incarnation tells a stream from one recreated under its name with sequences
+// that begin again.
+func incarnation(info *jetstream.StreamInfo) string {
+	return info.Created.UTC().Format(time.RFC3339Nano)
 }
