@@ -32,10 +32,20 @@ type metrics struct {
 	acks         *prometheus.CounterVec // by result
 	buried       *prometheus.CounterVec // by result
 
-	trims           *prometheus.CounterVec // by result
-	purged          *prometheus.CounterVec // by reason
-	streamBytes     prometheus.Gauge
-	aboveHighWater  prometheus.Gauge
+	trims              *prometheus.CounterVec // by result
+	purged             *prometheus.CounterVec // by reason
+	aboveHighWater     prometheus.Gauge
+	heldAboveHighWater prometheus.Gauge
+
+	// As of the trimmer's last round.
+	streamBytes        prometheus.Gauge
+	replayWindow       prometheus.Gauge
+	unstored           prometheus.Gauge
+	ackPending         prometheus.Gauge
+	redeliveredPending prometheus.Gauge
+	holds              prometheus.Gauge
+	holdFrom           prometheus.Gauge
+
 	bucketConfirmed *prometheus.GaugeVec   // by bucket
 	bucketRestarts  *prometheus.CounterVec // by bucket
 }
@@ -62,16 +72,23 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			// publish timeout ends the range.
 			Buckets: []float64{.00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, 1, 5},
 		}, []string{"result"}),
-		fetched:         counter("fetched_messages_total", "Messages handed to the ingester."),
-		fetchedBytes:    counter("fetched_bytes_total", "Payload bytes of the messages handed to the ingester."),
-		redelivered:     counter("redelivered_messages_total", "Of the messages fetched, those handed out before."),
-		acks:            counters("acks_total", "Acknowledgements sent, by result.", "result"),
-		buried:          counters("buried_total", "Dead letters written, by result.", "result"),
-		trims:           counters("trims_total", "Rounds of the trimmer, by result.", "result"),
-		purged:          counters("purged_sequences_total", "Stored messages purged from the stream, by reason.", "reason"),
-		streamBytes:     gauge("stream_bytes", "Bytes on the stream of batches at the trimmer's last round."),
-		aboveHighWater:  gauge("stream_above_high_water", "1 while the stream of batches is above its high water: the replay window shrinks."),
-		bucketConfirmed: f.NewGaugeVec(prometheus.GaugeOpts{Name: name("bucket_confirmed_timestamp_seconds"), Help: "When the follower last confirmed that it is up to date, Unix time."}, []string{"bucket"}),
-		bucketRestarts:  counters("bucket_restarts_total", "Times a follower had to read its bucket from the start again.", "bucket"),
+		fetched:            counter("fetched_messages_total", "Messages handed to the ingester."),
+		fetchedBytes:       counter("fetched_bytes_total", "Payload bytes of the messages handed to the ingester."),
+		redelivered:        counter("redelivered_messages_total", "Of the messages fetched, those handed out before."),
+		acks:               counters("acks_total", "Acknowledgements sent, by result.", "result"),
+		buried:             counters("buried_total", "Dead letters written, by result.", "result"),
+		trims:              counters("trims_total", "Rounds of the trimmer, by result.", "result"),
+		purged:             counters("purged_sequences_total", "Stored messages purged from the stream, by reason.", "reason"),
+		aboveHighWater:     gauge("stream_above_high_water", "1 while the stream of batches is above its high water: the replay window shrinks."),
+		heldAboveHighWater: gauge("stream_held_above_high_water", "1 while only a hold keeps the stream of batches above its high water: it fills up until the hold ends."),
+		streamBytes:        gauge("stream_bytes", "Bytes on the stream of batches at the trimmer's last round."),
+		replayWindow:       gauge("replay_window_seconds", "Age of the oldest batch on the stream: how far back a replay can go."),
+		unstored:           gauge("oldest_unstored_seconds", "Age of the oldest batch on the stream that is not known to be stored, 0 if all are."),
+		ackPending:         gauge("ack_pending_messages", "Batches that ingesters have and have not acknowledged."),
+		redeliveredPending: gauge("redelivered_pending_messages", "Of those, the ones handed out more than once."),
+		holds:              gauge("holds", "Holds on the stream of batches."),
+		holdFrom:           gauge("hold_from_sequence", "Least sequence of the stream that a hold keeps; 0 without a hold, or if one keeps everything."),
+		bucketConfirmed:    f.NewGaugeVec(prometheus.GaugeOpts{Name: name("bucket_confirmed_timestamp_seconds"), Help: "When the follower last confirmed that it is up to date, Unix time."}, []string{"bucket"}),
+		bucketRestarts:     counters("bucket_restarts_total", "Times a follower had to read its bucket from the start again.", "bucket"),
 	}
 }

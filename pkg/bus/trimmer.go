@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // TrimConfig says how much of what is stored stays on the stream.
@@ -53,12 +54,14 @@ func (c TrimConfig) Validate() error {
 // Trimmer makes room on the stream. A stream that refuses instead of
 // forgetting stays full, even of batches that have long been stored; so the
 // trimmer takes away the oldest of what is acked, never anything above the
-// consumer's ack floor.
+// consumer's ack floor nor anything from a hold's first sequence on.
 type Trimmer struct {
 	bus      *Bus
 	cfg      TrimConfig
 	answered func(context.Context) error
-	alarmed  bool
+	above    bool // the high water
+	heldFull bool // above it because of a hold
+	heldBy   string
 }
 
 // Trimmer returns a trimmer with a valid cfg. A round purges only if answered
@@ -111,58 +114,58 @@ func (t *Trimmer) Trim(ctx context.Context) (TrimReport, error) {
 	return report, err
 }
 
+// trim reads the holds before it plans, and purges nothing if they cannot be
+// read. A hold that is taken between that and the purge comes too late for this
+// round and in time for all others: what the round takes away was not held when
+// it was decided, Reader.Missing counts it, and the round takes no longer than
+// RequestTimeout. Nothing that a hold keeps at the beginning of a round leaves.
 func (t *Trimmer) trim(ctx context.Context) (TrimReport, error) {
-	if err := t.answered(ctx); err != nil {
-		return TrimReport{}, fmt.Errorf("trim while the store does not answer: %w", err)
-	}
+	// Asked first, so that little time lies between the holds and the purge.
+	answered := t.answered(ctx)
 	ctx, done := t.bus.request(ctx)
 	defer done()
-	stream, err := t.bus.js.Stream(ctx, t.bus.names.batches)
+	f, err := t.bus.look(ctx)
 	if err != nil {
-		return TrimReport{}, unavailable("ask for stream "+t.bus.names.batches, err)
+		return TrimReport{}, err
 	}
-	consumer, err := stream.Consumer(ctx, t.bus.names.consumer)
-	if err != nil {
-		return TrimReport{}, unavailable("ask for consumer "+t.bus.names.consumer, err)
+	// Also while the store is away, for then they matter most.
+	f.tell(t.bus.metrics)
+	t.alarm(&f)
+	if answered != nil {
+		return TrimReport{}, fmt.Errorf("trim while the store does not answer: %w", answered)
 	}
-	info := stream.CachedInfo()
-	t.alarm(info)
 	// The ack floor means "stored" only for a consumer that delivers
 	// everything and wants every ack.
-	if err := errors.Join(t.bus.batchesFaults(info.Config), t.bus.consumerFaults(consumer.CachedInfo().Config)); err != nil {
+	if err := errors.Join(t.bus.batchesFaults(f.info.Config), t.bus.consumerFaults(f.consumer.Config)); err != nil {
 		return TrimReport{}, fmt.Errorf("trim a stream that is not as it must be: %w", err)
 	}
-	report, err := t.plan(ctx, info, consumer.CachedInfo().AckFloor.Stream)
+	report, err := t.plan(ctx, &f)
 	if err != nil || report.Purged() == 0 {
 		return TrimReport{}, err
 	}
-	if err := stream.Purge(ctx, jetstream.WithPurgeSequence(report.To)); err != nil {
+	if err := f.stream.Purge(ctx, jetstream.WithPurgeSequence(report.To)); err != nil {
 		return TrimReport{}, unavailable(fmt.Sprintf("purge up to sequence %d", report.To), err)
 	}
 	t.account(report)
 	return report, nil
 }
 
-// plan returns what to purge. The limit is the first sequence that must stay
-// whatever the reasons to purge: all of them only choose among what lies below
-// it. A consumer that is new has its floor before the first message, so
-// nothing lies below.
-func (t *Trimmer) plan(ctx context.Context, info *jetstream.StreamInfo, ackFloor uint64) (TrimReport, error) {
-	state := info.State
+// plan returns what to purge.
+func (t *Trimmer) plan(ctx context.Context, f *facts) (TrimReport, error) {
+	state, limit := f.info.State, f.limit()
 	nothing := TrimReport{From: state.FirstSeq, To: state.FirstSeq}
-	limit := min(ackFloor, state.LastSeq) + 1
 	if state.Msgs == 0 || limit <= state.FirstSeq {
 		return nothing, nil
 	}
 	aged := state.FirstSeq
 	// The server's clock: it wrote the messages' times too.
-	if begin := info.TimeStamp.Add(-t.cfg.ReplayWindow); state.FirstTime.Before(begin) {
+	if begin := f.info.TimeStamp.Add(-t.cfg.ReplayWindow); state.FirstTime.Before(begin) {
 		var err error
 		if aged, err = t.firstSince(ctx, begin, state.LastSeq); err != nil {
 			return nothing, err
 		}
 	}
-	to := min(limit, max(aged, t.pressed(info)))
+	to := min(limit, max(aged, t.pressed(f.info)))
 	return TrimReport{From: state.FirstSeq, To: max(to, state.FirstSeq), Forced: to > aged}, nil
 }
 
@@ -214,20 +217,49 @@ func (t *Trimmer) firstSince(ctx context.Context, begin time.Time, last uint64) 
 }
 
 // alarm tells once when the stream rises above its high water, and once when
-// it is below again.
-func (t *Trimmer) alarm(info *jetstream.StreamInfo) {
-	m, above := t.bus.metrics, float64(info.State.Bytes) > t.highWater(info)
-	m.streamBytes.Set(float64(info.State.Bytes))
-	switch {
-	case above && !t.alarmed:
-		m.aboveHighWater.Set(1)
-		t.bus.log.Error("stream is above its high water, stored batches leave it before the replay window is over",
-			"stream", info.Config.Name, "bytes", info.State.Bytes, "max_bytes", info.Config.MaxBytes, "messages", info.State.Msgs)
-	case !above && t.alarmed:
-		m.aboveHighWater.Set(0)
-		t.bus.log.Info("stream is below its high water again", "stream", info.Config.Name, "bytes", info.State.Bytes)
+// it is below again; and the same of a hold that keeps it there, for then only
+// the end of what the hold is for makes room.
+func (t *Trimmer) alarm(f *facts) {
+	m, log := t.bus.metrics, t.bus.log.With("stream", f.info.Config.Name, "bytes", f.info.State.Bytes)
+	above := float64(f.info.State.Bytes) > t.highWater(f.info)
+	if turned(&t.above, above, m.aboveHighWater) {
+		if above {
+			log.Error("stream is above its high water, stored batches leave it before the replay window is over",
+				"max_bytes", f.info.Config.MaxBytes, "messages", f.info.State.Msgs)
+		} else {
+			log.Info("stream is below its high water again")
+		}
 	}
-	t.alarmed = above
+	h, by := f.held(), ""
+	if h != nil {
+		by = h.Name
+	}
+	if by != "" && by != t.heldBy {
+		log.Warn("a hold keeps the stream from its first sequence on", "hold", h.Name, "from", h.From, "to", h.To, "reason", h.Reason, "by", h.By, "since", h.Since)
+	}
+	t.heldBy = by
+	// More is stored than the hold lets go, and the cut would go beyond it.
+	held := above && f.limit() < min(f.stored(), t.pressed(f.info))
+	if turned(&t.heldFull, held, m.heldAboveHighWater) {
+		if held {
+			log.Error("stream is above its high water because of a hold, batches will be refused when it is full",
+				"max_bytes", f.info.Config.MaxBytes, "hold", by, "reason", h.Reason)
+		} else {
+			log.Info("no hold keeps the stream above its high water any more")
+		}
+	}
+}
+
+// turned keeps a state with its gauge and reports whether it has changed.
+func turned(state *bool, now bool, gauge prometheus.Gauge) bool {
+	changed := *state != now
+	*state = now
+	value := 0.0
+	if now {
+		value = 1
+	}
+	gauge.Set(value)
+	return changed
 }
 
 func (t *Trimmer) account(r TrimReport) {
