@@ -81,6 +81,20 @@ func (d *DeadLetters) subject(l batch.Letter) string {
 	return fmt.Sprintf("%s%s.%s.%x", d.bus.names.dead, l.CollectorID, l.BatchID, l.Digest[:8])
 }
 
+// Buried reports whether a batch lies here. The error is fault.Unavailable.
+func (d *DeadLetters) Buried(ctx context.Context, b *batch.Batch) (bool, error) {
+	ctx, done := d.bus.request(ctx)
+	defer done()
+	stream, err := d.bus.js.Stream(ctx, d.bus.names.deadLetters)
+	if err == nil {
+		_, err = stream.GetLastMsgForSubject(ctx, d.subject(batch.Letter{CollectorID: b.CollectorID, BatchID: b.ID, Digest: b.Digest}))
+	}
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return false, nil
+	}
+	return err == nil, unavailable("look for a letter of batch "+b.ID.String(), err)
+}
+
 // Count returns the number of letters.
 func (d *DeadLetters) Count(ctx context.Context) (uint64, error) {
 	ctx, done := d.bus.request(ctx)

@@ -64,6 +64,27 @@ func TestARepeatedLetterIsTheSameLetter(t *testing.T) {
 	require.Equal(t, "attempt 0", got[0].Detail, "the first one stays")
 }
 
+func TestWhatWasBuriedIsFound(t *testing.T) {
+	t.Parallel()
+	w := setup(t)
+	buried := newBatch(10)
+	payload, err := buried.Marshal()
+	require.NoError(t, err)
+	require.NoError(t, w.DeadLetters().Bury(t.Context(), batch.Letter{
+		CollectorID: buried.CollectorID, BatchID: buried.ID, Digest: buried.Digest, Reason: "data_error", Payload: payload,
+	}))
+	other := *buried
+	other.Digest = sha256.Sum256([]byte("other content under the same id"))
+	for b, want := range map[*batch.Batch]bool{buried: true, &other: false, newBatch(10): false} {
+		got, err := w.DeadLetters().Buried(t.Context(), b)
+		require.NoError(t, err)
+		require.Equal(t, want, got)
+	}
+	w.stopAndNotice()
+	_, err = w.DeadLetters().Buried(t.Context(), buried)
+	requireUnavailable(t, err)
+}
+
 func TestAFullDeadLetterStreamRefusesAndKeepsWhatItHas(t *testing.T) {
 	t.Parallel()
 	w := setup(t, func(c *Config) { c.DeadLettersMaxBytes = 1 << 20 })

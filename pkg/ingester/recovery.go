@@ -1,0 +1,266 @@
+package ingester
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"pganalytics/pkg/batch"
+)
+
+// Gap is a range of the stream, both ends included, of which the database may
+// lack batches that were acknowledged: it was restored from a backup, or failed
+// over to a standby that was behind.
+type Gap struct {
+	Incarnation string
+	From, To    uint64
+}
+
+// Holds keep the gap on the stream until it has been filled. There is one gap
+// at most, which all ingesters share.
+type Holds interface {
+	// Take returns once the gap is held durably, joined with one that was.
+	Take(ctx context.Context, gap Gap) error
+	Held(ctx context.Context) (gap Gap, held bool, err error)
+	// Release ends the hold unless it has changed since Held returned the gap.
+	Release(ctx context.Context, gap Gap) error
+}
+
+// History is the stream as it can be read again.
+type History interface {
+	// Last returns the newest sequence of the stream.
+	Last(ctx context.Context) (incarnation string, sequence uint64, err error)
+	// Acked returns the newest n messages below which all are acknowledged.
+	Acked(ctx context.Context, n int) ([]batch.Delivery, error)
+	// Read returns what is left of the gap, in the stream's order.
+	Read(ctx context.Context, gap Gap) (Reader, error)
+}
+
+// Reader reads messages that stay where they are.
+type Reader interface {
+	// Next returns no message at the end.
+	Next(ctx context.Context, maxMessages, maxBytes int) ([]batch.Delivery, error)
+	// Missing returns how many sequences at the beginning are gone.
+	Missing() uint64
+	Close(ctx context.Context) error
+}
+
+// Ledger tells what the database itself holds.
+type Ledger interface {
+	// Missing returns the indexes of the items that it lacks.
+	Missing(ctx context.Context, items []batch.Item) ([]int, error)
+	// AckFloor returns the newest sequence of which it is written there that
+	// everything up to it is stored; false when nothing is written.
+	AckFloor(ctx context.Context, incarnation string) (floor uint64, known bool, err error)
+	// Alone runs f while no other ingester does, or returns false.
+	Alone(ctx context.Context, f func(ctx context.Context) error) (ran bool, err error)
+}
+
+// Buried tells whether a batch lies in the dead letters.
+type Buried interface {
+	Buried(ctx context.Context, b *batch.Batch) (bool, error)
+}
+
+// Recovery notices that the database has gone back behind what was
+// acknowledged, keeps the stream from forgetting what it lost, and stores that
+// again:
+//
+//	acknowledged and stored ── database goes back ──▶ gap held, alarm
+//	gap held ── at most AutoRewind of the stream ──▶ replay ──▶ released
+//	         └─ more ──▶ waits for people; new batches go on all the while
+type Recovery struct {
+	auto    time.Duration
+	in      *Ingester
+	history History
+	ledger  Ledger
+	holds   Holds
+	letters Buried
+	log     *slog.Logger
+	metrics *recoveryMetrics
+	noticed chan struct{} // of size 1: one reminder is as good as many
+	told    Gap           // of which people were told; of Run's goroutine alone
+}
+
+// NewRecovery returns a recovery that replays through in what is at most auto
+// of the stream's time. Check and Run must be called; Rewound is for the store.
+func NewRecovery(auto time.Duration, in *Ingester, history History, ledger Ledger, holds Holds, letters Buried, log *slog.Logger, reg prometheus.Registerer) *Recovery {
+	return &Recovery{
+		auto: auto, in: in, history: history, ledger: ledger, holds: holds, letters: letters,
+		log: log, metrics: newRecoveryMetrics(reg), noticed: make(chan struct{}, 1),
+	}
+}
+
+// checkBack is how many acknowledged messages the check at the start looks up.
+// A database that went back lacks the newest ones; a few more than one, because
+// some may lie in the dead letters.
+const checkBack = 20
+
+// Check compares the ledger with the newest acknowledged batches, before
+// anything is loaded: this process has no memory yet of what the database held.
+func (r *Recovery) Check(ctx context.Context) error {
+	acked, err := r.history.Acked(ctx, checkBack)
+	if err != nil {
+		return fmt.Errorf("check for a rewound database: %w", err)
+	}
+	var items []batch.Item
+	for _, d := range acked {
+		if b, err := batch.Unmarshal(d.Payload); err == nil { // else it is a dead letter
+			items = append(items, batch.Item{Batch: b, Position: d.Position})
+		}
+	}
+	lost, err := r.lost(ctx, items)
+	if err != nil {
+		return fmt.Errorf("check for a rewound database: %w", err)
+	}
+	if lost == nil {
+		return nil
+	}
+	floor, known, err := r.ledger.AckFloor(ctx, lost.Incarnation)
+	if err != nil {
+		return fmt.Errorf("check for a rewound database: %w", err)
+	}
+	from := uint64(0)
+	if known {
+		from = min(floor+1, lost.Sequence)
+	}
+	return r.Rewound(ctx, lost.Incarnation, from)
+}
+
+// lost returns the place of the oldest of the items, which come newest first,
+// that is neither in the ledger nor among the dead letters.
+func (r *Recovery) lost(ctx context.Context, items []batch.Item) (*batch.Position, error) {
+	missing, err := r.ledger.Missing(ctx, items)
+	if err != nil {
+		return nil, err
+	}
+	var lost *batch.Position
+	for _, i := range missing {
+		buried, err := r.letters.Buried(ctx, items[i].Batch)
+		if err != nil {
+			return nil, err
+		}
+		if !buried && (lost == nil || items[i].Position.Sequence < lost.Sequence) {
+			lost = &items[i].Position
+		}
+	}
+	return lost, nil
+}
+
+// Rewound holds everything from a sequence on. It returns only when that is
+// durable; until then nothing may be loaded into the database, for what is
+// loaded is acknowledged, and what is acknowledged may be trimmed.
+func (r *Recovery) Rewound(ctx context.Context, incarnation string, from uint64) error {
+	now, last, err := r.history.Last(ctx)
+	if err != nil {
+		return fmt.Errorf("hold what the database lost: %w", err)
+	}
+	if now != incarnation {
+		from = 0 // of a stream that was made anew since
+	}
+	gap := Gap{Incarnation: now, From: from, To: last}
+	if err := r.holds.Take(ctx, gap); err != nil {
+		return fmt.Errorf("hold what the database lost: %w", err)
+	}
+	r.metrics.rewinds.Inc()
+	r.log.Error("database is behind the stream; what it may lack is held", "from_sequence", gap.From, "to_sequence", gap.To)
+	select {
+	case r.noticed <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// recoverEvery is the time between two looks for a gap, which another ingester
+// may have noticed, or one that did not live to fill it.
+const recoverEvery = 10 * time.Second
+
+// Run fills gaps until ctx ends.
+func (r *Recovery) Run(ctx context.Context) error {
+	tick := time.NewTicker(recoverEvery)
+	defer tick.Stop()
+	for {
+		if err := r.round(ctx); err != nil && ctx.Err() == nil {
+			r.log.Warn("replay what the database lost", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-r.noticed:
+		case <-tick.C:
+		}
+	}
+}
+
+func (r *Recovery) round(ctx context.Context) error {
+	gap, held, err := r.holds.Held(ctx)
+	if err != nil {
+		return err
+	}
+	r.metrics.held(gap, held)
+	if !held {
+		return nil
+	}
+	_, err = r.ledger.Alone(ctx, func(ctx context.Context) error { return r.fill(ctx, gap) })
+	return err
+}
+
+// fill replays the gap if it is small enough, and then releases it.
+func (r *Recovery) fill(ctx context.Context, gap Gap) (err error) {
+	reader, err := r.history.Read(ctx, gap)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if closeErr := reader.Close(context.WithoutCancel(ctx)); err == nil {
+			err = closeErr
+		}
+	}()
+	replayed, left := 0, 0
+	for {
+		fetched, err := reader.Next(ctx, r.in.cfg.FetchMessages, r.in.cfg.FetchBytes)
+		if err != nil {
+			return err
+		}
+		if len(fetched) == 0 {
+			break
+		}
+		if replayed == 0 && !r.small(gap, fetched[0].StoredAt) {
+			return nil
+		}
+		replayed += len(fetched)
+		left += r.in.replay(ctx, fetched)
+		r.metrics.replayed.Add(float64(len(fetched)))
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
+	if n := reader.Missing(); n > 0 {
+		r.log.Error("part of what the database lost had left the stream before", "sequences", n, "from_sequence", gap.From)
+	}
+	if left > 0 {
+		return fmt.Errorf("%d of %d batches wait for another try", left, replayed)
+	}
+	if err := r.holds.Release(ctx, gap); err != nil {
+		return err
+	}
+	r.metrics.held(Gap{}, false)
+	r.log.Info("what the database lost is stored again", "from_sequence", gap.From, "to_sequence", gap.To, "batches", replayed)
+	return nil
+}
+
+// small reports whether a gap that begins with a message of that time may be
+// filled without asking, and tells people once if not.
+func (r *Recovery) small(gap Gap, begins time.Time) bool {
+	if time.Since(begins) <= r.auto {
+		return true
+	}
+	if r.told != gap {
+		r.told = gap
+		r.log.Error("replay needed: the gap is larger than auto-rewind", "from", begins, "from_sequence", gap.From,
+			"to_sequence", gap.To, "auto_rewind", r.auto)
+	}
+	return false
+}
