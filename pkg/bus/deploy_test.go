@@ -84,6 +84,10 @@ func TestDeployedServicesHaveTheRightsTheyNeedAndNoMore(t *testing.T) {
 	letters, err := ingester.DeadLetters().List(ctx, 10)
 	require.NoError(t, err)
 	require.Len(t, letters, 1)
+	require.Equal(t, []uint64{1, 2, 3}, sequences(ingester.rest(ingester.reader(1, 3), 2, room)))
+	acked, err := ingester.Acked(ctx, 2)
+	require.NoError(t, err)
+	require.Equal(t, []uint64{3, 2}, sequences(acked))
 	hold := ingester.take(ingester.hold("a", 2, 3))
 	require.Equal(t, []Hold{hold}, ingester.holds())
 	require.NoError(t, ingester.Holds().Release(ctx, hold))
@@ -104,6 +108,8 @@ func TestDeployedServicesHaveTheRightsTheyNeedAndNoMore(t *testing.T) {
 	thief := &Consumer{bus: gateway.Bus, next: "$JS.API.CONSUMER.MSG.NEXT.BATCHES.ingester"}
 	changed := batches.CachedInfo().Config
 	changed.MaxAge = time.Hour
+	changedConsumer := ingester.consumerConfig()
+	changedConsumer.MaxDeliver = 1
 	for what, do := range map[string]func(context.Context) error{
 		"gateway fetches": func(ctx context.Context) error {
 			_, err := thief.Fetch(ctx, 1, room, time.Millisecond)
@@ -128,6 +134,20 @@ func TestDeployedServicesHaveTheRightsTheyNeedAndNoMore(t *testing.T) {
 		"gateway deletes the bucket": func(ctx context.Context) error { return gateway.js.DeleteKeyValue(ctx, "identity") },
 		"gateway buries": func(ctx context.Context) error {
 			return gateway.DeadLetters().Bury(ctx, batch.Letter{Payload: []byte("y")})
+		},
+		"gateway reads": func(ctx context.Context) error {
+			r, err := gateway.Reader(ctx, 1, 4)
+			if err == nil {
+				_, err = r.Next(ctx, 1, room)
+			}
+			return err
+		},
+		"ingester changes the consumer": func(ctx context.Context) error {
+			_, err := ingester.js.UpdateConsumer(ctx, "BATCHES", changedConsumer)
+			return err
+		},
+		"ingester deletes the consumer": func(ctx context.Context) error {
+			return ingester.js.DeleteConsumer(ctx, "BATCHES", "ingester")
 		},
 		"gateway holds": func(ctx context.Context) error {
 			_, err := gateway.Holds().Take(ctx, hold)

@@ -29,6 +29,7 @@ type metrics struct {
 	fetched      prometheus.Counter
 	fetchedBytes prometheus.Counter
 	redelivered  prometheus.Counter
+	reread       prometheus.Counter
 	acks         *prometheus.CounterVec // by result
 	buried       *prometheus.CounterVec // by result
 
@@ -75,6 +76,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		fetched:            counter("fetched_messages_total", "Messages handed to the ingester."),
 		fetchedBytes:       counter("fetched_bytes_total", "Payload bytes of the messages handed to the ingester."),
 		redelivered:        counter("redelivered_messages_total", "Of the messages fetched, those handed out before."),
+		reread:             counter("reread_messages_total", "Messages read again, beside the consumer."),
 		acks:               counters("acks_total", "Acknowledgements sent, by result.", "result"),
 		buried:             counters("buried_total", "Dead letters written, by result.", "result"),
 		trims:              counters("trims_total", "Rounds of the trimmer, by result.", "result"),
