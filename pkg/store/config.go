@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -44,6 +45,14 @@ type Config struct {
 	// Defaults to 72 h. The ledger is kept that much longer; when shorter than
 	// the stream's own, an old replay goes to the dead letters.
 	ReplayWindow time.Duration
+
+	// OnRewind is called when a database that was connected to lacks what this
+	// process saw committed, before anything is loaded into it: whoever trims
+	// the stream must keep it from r.From on. It is called once at a time. While
+	// it returns an error the database counts as unavailable and is compared
+	// again at the next try; without it, it always does. ctx ends when the store
+	// is closed.
+	OnRewind func(ctx context.Context, r Rewind) error
 }
 
 // Validate reports all faults at once, each with its flag and value.

@@ -132,6 +132,22 @@ func collectKeys(rows pgx.Rows, into map[key]bool) error {
 // readKnown adds the digests that the ledger holds for keys. One that it does
 // not hold was refused by the floor, and is left out.
 func readKnown(ctx context.Context, ses session, keys []key, known map[key]digest) error {
+	floor, err := lookUp(ctx, ses, keys, known)
+	if err != nil {
+		return err
+	}
+	for _, k := range keys {
+		if _, there := known[k]; !there && !k.time().Before(floor) {
+			// Calling it below the floor would send a good batch to the dead letters.
+			return fault.Wrap(fault.Contended, fmt.Errorf("ledger row of batch %s was there and is gone", k.batch))
+		}
+	}
+	return nil
+}
+
+// lookUp adds the digests that the ledger holds for keys and returns its
+// floor, read last: what was pruned before it was looked for lies below.
+func lookUp(ctx context.Context, ses session, keys []key, known map[key]digest) (floor time.Time, err error) {
 	var sentAt []time.Time
 	var collectors, ids []uuid.UUID
 	from, to := keys[0].sentAt, keys[0].sentAt
@@ -143,7 +159,7 @@ func readKnown(ctx context.Context, ses session, keys []key, known map[key]diges
 	}
 	rows, err := ses.Query(ctx, readLedger, sentAt, collectors, ids, time.UnixMicro(from).UTC(), time.UnixMicro(to).UTC())
 	if err != nil {
-		return ses.failed("read the ledger", err)
+		return floor, ses.failed("read the ledger", err)
 	}
 	var at time.Time
 	var collector, id uuid.UUID
@@ -153,19 +169,39 @@ func readKnown(ctx context.Context, ses session, keys []key, known map[key]diges
 		return nil
 	})
 	if err != nil {
-		return ses.failed("read the ledger", err)
+		return floor, ses.failed("read the ledger", err)
 	}
+	err = ses.QueryRow(ctx, "select sent_at from ingest.floor").Scan(&floor)
+	return floor, ses.failed("read the floor of the ledger", err)
+}
+
+// Missing returns which of the batches, by their place in items, are not
+// stored. One that the ledger can no longer tell about, see BelowFloor, does
+// not count as missing. Errors are classified like those of Load.
+func (s *Store) Missing(ctx context.Context, items []batch.Item) ([]int, error) {
+	if len(items) == 0 {
+		return nil, nil
+	}
+	keys := make([]key, len(items))
+	for i := range items {
+		keys[i] = keyOf(items[i].Batch)
+	}
+	known := make(map[key]digest, len(keys))
 	var floor time.Time
-	if err := ses.QueryRow(ctx, "select sent_at from ingest.floor").Scan(&floor); err != nil {
-		return ses.failed("read the floor of the ledger", err)
+	err := s.session(ctx, func(ses session) (err error) {
+		floor, err = lookUp(ctx, ses, keys, known)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("look for %d batches: %w", len(items), err)
 	}
-	for _, k := range keys {
+	var missing []int
+	for i, k := range keys {
 		if _, there := known[k]; !there && !k.time().Before(floor) {
-			// Calling it below the floor would send a good batch to the dead letters.
-			return fault.Wrap(fault.Contended, fmt.Errorf("ledger row of batch %s was there and is gone", k.batch))
+			missing = append(missing, i)
 		}
 	}
-	return nil
+	return missing, nil
 }
 
 // ledgerRows gathers the columns of enterLedger.

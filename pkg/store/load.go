@@ -79,5 +79,8 @@ func (s *Store) transact(ctx context.Context, ses session, items []batch.Item) (
 	if err := s.seeServers(ctx, ses, fresh); err != nil {
 		return nil, err
 	}
-	return outcomes, ses.commit(ctx)
+	slot := s.progress.take()
+	err = s.commit(ctx, ses, slot)
+	s.progress.release(slot, err)
+	return outcomes, err
 }

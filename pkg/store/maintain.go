@@ -85,6 +85,9 @@ func (s *Store) maintain(ctx context.Context, ses session, streamOldest time.Tim
 	if streamOldest.Before(oldest) { // as zero is, too
 		oldest = streamOldest
 	}
+	if _, err := ses.Exec(ctx, pruneProgress); err != nil {
+		errs = append(errs, fmt.Errorf("progress: %w", ses.failed("prune", err)))
+	}
 	if m.LedgerChunks, err = pruneLedger(ctx, ses, oldest); err != nil {
 		errs = append(errs, fmt.Errorf("ledger: %w", err))
 	}

@@ -16,6 +16,7 @@ type metrics struct {
 	rows      prometheus.Counter
 	loads     *prometheus.HistogramVec
 	probes    *prometheus.CounterVec
+	rewinds   *prometheus.CounterVec
 	rounds    *prometheus.CounterVec
 	chunks    prometheus.Counter
 	pruned    prometheus.Counter
@@ -48,6 +49,9 @@ func newMetrics(reg prometheus.Registerer, pool *pgxpool.Pool) *metrics {
 		probes: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "pganalytics_store_probes_total", Help: "Probes by result: ok, or the class of the failure.",
 		}, []string{"result"}),
+		rewinds: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "pganalytics_store_rewinds_total", Help: "Times that the database lacked what was committed, by result: taken if what it lacks is taken care of, refused if it was not loaded into.",
+		}, []string{"result"}),
 		rounds: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "pganalytics_store_maintenance_total", Help: "Rounds of maintenance by result: ok, skipped while another process is at it, or the class of the first failure.",
 		}, []string{"result"}),
@@ -77,6 +81,14 @@ func (m *metrics) loaded(took time.Duration, items []batch.Item, outcomes []batc
 }
 
 func (m *metrics) probed(err error) { m.probes.WithLabelValues(result(err)).Inc() }
+
+func (m *metrics) rewound(err error) {
+	if err != nil {
+		m.rewinds.WithLabelValues("refused").Inc()
+		return
+	}
+	m.rewinds.WithLabelValues("taken").Inc()
+}
 
 func result(err error) string {
 	if err == nil {

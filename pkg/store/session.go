@@ -70,11 +70,18 @@ func (ses session) failed(doing string, err error) error {
 // committed. So the timeout is off and only ctx ends the wait. An error means
 // that the outcome is not known unless the database told it.
 func (ses session) commit(ctx context.Context) error {
-	results, err := ses.PgConn().Exec(ctx, "set local statement_timeout = 0; commit").ReadAll()
-	if err != nil {
+	return ses.commitAfter(ctx, &pgx.Batch{})
+}
+
+// commitAfter is commit after the statements in last, in one round trip.
+func (ses session) commitAfter(ctx context.Context, last *pgx.Batch) error {
+	var tag pgconn.CommandTag
+	last.Queue("set local statement_timeout = 0")
+	last.Queue("commit").Exec(func(ct pgconn.CommandTag) error { tag = ct; return nil })
+	if err := ses.SendBatch(ctx, last).Close(); err != nil {
 		return ses.failed("commit", err)
 	}
-	if tag := results[len(results)-1].CommandTag.String(); tag != "COMMIT" {
+	if tag.String() != "COMMIT" {
 		return fmt.Errorf("commit: the database answered %s", tag)
 	}
 	return nil
@@ -82,8 +89,9 @@ func (ses session) commit(ctx context.Context) error {
 
 // loadingSessions is the configuration of the pool. Whatever a role or a
 // database has set, a session that loads is durable, READ COMMITTED, in UTC
-// and waits for nothing without end. stages is run once in each new session.
-func loadingSessions(cfg Config, stages string, log *slog.Logger) (*pgxpool.Config, error) {
+// and waits for nothing without end. admit sees each new session first, then
+// stages is run in it once.
+func loadingSessions(cfg Config, admit func(context.Context, *pgx.Conn) error, stages string, log *slog.Logger) (*pgxpool.Config, error) {
 	pool, err := pgxpool.ParseConfig(cfg.URL)
 	if err != nil {
 		return nil, fmt.Errorf("database url: %w", err)
@@ -99,7 +107,11 @@ func loadingSessions(cfg Config, stages string, log *slog.Logger) (*pgxpool.Conf
 			log.Warn("database warns", "sqlstate", n.Code, "warning", n.Message)
 		}
 	}
+	pool.MinConns, pool.MinIdleConns = 0, 0 // each is made, and admitted, for somebody who waits for it
 	pool.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+		if err := admit(ctx, conn); err != nil {
+			return err
+		}
 		if err := refuseFsyncOff(ctx, conn); err != nil {
 			return err
 		}

@@ -72,7 +72,8 @@ func TestCommitOfUnknownOutcomeIsUnavailableAndTheLedgerSettlesIt(t *testing.T) 
 	f := setup(t)
 	c := uuid.New()
 	it := item(c, now, narrow(c, "db1", now, 2))
-	cut := open(t, cutAfter(t, f.url, "; commit"), allFamilies(t))
+	cut := open(t, cutAfter(t, f.url, lastWord), allFamilies(t))
+	cut.store.NoteAckFloor(lastWord, 1)
 	_, err := cut.store.Load(t.Context(), []batch.Item{it})
 	require.Equal(t, fault.Unavailable, fault.ClassOf(err), "%v", err)
 	require.Eventually(t, func() bool { return f.counts() == [2]int{1, 2} }, eventually, tick)
@@ -115,10 +116,10 @@ func TestProbeWrites(t *testing.T) {
 	t.Parallel()
 	f := setup(t)
 	require.NoError(t, f.store.Probe(t.Context()))
-	at := ask[time.Time](f, "select max(at) from ingest.probe")
+	at := ask[time.Time](f, "select max(at) from ingest.progress")
 	require.NoError(t, f.store.Probe(t.Context()))
-	require.True(t, ask[time.Time](f, "select max(at) from ingest.probe").After(at))
-	require.Equal(t, 1, ask[int](f, "select count(*) from ingest.probe"))
+	require.True(t, ask[time.Time](f, "select max(at) from ingest.progress").After(at))
+	require.Equal(t, 1, ask[int](f, "select count(*) from ingest.progress"))
 }
 
 func TestConfigNamesAllFaultsAndHidesTheURL(t *testing.T) {
@@ -133,6 +134,10 @@ func TestConfigNamesAllFaultsAndHidesTheURL(t *testing.T) {
 	require.NotContains(t, fmt.Sprintf("%v %+v %#v %s", cfg, cfg, cfg, struct{ C store.Config }{cfg}), "secret")
 	require.NoError(t, store.Config{URL: "postgres://u@127.0.0.1/db"}.Validate())
 }
+
+// lastWord as the name of the stream stands in what a load sends together with
+// its commit, and nowhere before.
+const lastWord = "commits after this"
 
 // cutAfter returns the URL of a way to the database that breaks as soon as
 // the database has answered the message that holds word: the answer is lost.

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"log/slog"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -25,8 +26,10 @@ import (
 type Store struct {
 	cfg        Config
 	catalogue  *catalogue.Catalogue
+	log        *slog.Logger
 	pool       *pgxpool.Pool
 	metrics    *metrics
+	progress   *progress
 	dimensions map[string]string // family → statement that settles its staged rows
 	servers    string            // statement that keeps metrics.server
 }
@@ -43,6 +46,8 @@ func Open(ctx context.Context, cfg Config, cat *catalogue.Catalogue, log *slog.L
 	s := &Store{
 		cfg:        cfg,
 		catalogue:  cat,
+		log:        log,
+		progress:   newProgress(),
 		dimensions: map[string]string{},
 		servers:    serverStatement(cat),
 	}
@@ -51,9 +56,12 @@ func Open(ctx context.Context, cfg Config, cat *catalogue.Catalogue, log *slog.L
 			s.dimensions[f.Name] = settleStatement(f)
 		}
 	}
-	poolCfg, err := loadingSessions(cfg, stageTables(cat), log)
+	poolCfg, err := loadingSessions(cfg, s.admit, stageTables(cat), log)
 	if err != nil {
 		return nil, fmt.Errorf("open the store: %w", err)
+	}
+	poolCfg.PrepareConn = func(_ context.Context, conn *pgx.Conn) (bool, error) {
+		return session{conn}.rewinds() == s.progress.generation(), nil
 	}
 	if s.pool, err = pgxpool.NewWithConfig(ctx, poolCfg); err != nil {
 		return nil, fmt.Errorf("open the store: %w", err)
@@ -65,18 +73,15 @@ func Open(ctx context.Context, cfg Config, cat *catalogue.Catalogue, log *slog.L
 // Close ends all sessions. It waits for those in use.
 func (s *Store) Close() { s.pool.Close() }
 
-// One row per backend: probes of many loaders never wait for one another.
-const probe = `
-insert into ingest.probe (backend_pid, at) values (pg_backend_pid(), now())
-on conflict (backend_pid) do update set at = excluded.at`
-
 // Probe commits a small write. It tells a database that takes writes from one
 // that is away, read-only or full; nil means that a load which failed failed
 // for reasons of its own. The error is classified like those of Load.
 func (s *Store) Probe(ctx context.Context) error {
 	err := s.session(ctx, func(ses session) error {
-		_, err := ses.Exec(ctx, probe)
-		return ses.failed("write", err)
+		if _, err := ses.Exec(ctx, "begin"); err != nil {
+			return ses.failed("begin", err)
+		}
+		return s.commit(ctx, ses, probeSlot)
 	})
 	s.metrics.probed(err)
 	if err != nil {

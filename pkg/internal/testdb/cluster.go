@@ -100,6 +100,35 @@ func (c *Cluster) Kill() {
 	}
 }
 
+// Copy returns a copy of the stopped server's files, as a backup of it or a standby that falls behind from now on.
+func (c *Cluster) Copy() Copy {
+	c.tb.Helper()
+	dir := filepath.Join(c.tb.TempDir(), "data")
+	c.copyFiles(filepath.Join(c.home, "data"), dir)
+	return Copy(dir)
+}
+
+// Copy is the files of a Cluster as they once were.
+type Copy string
+
+// Restore puts a copy in the place of the stopped server's files.
+func (c *Cluster) Restore(from Copy) {
+	c.tb.Helper()
+	data := filepath.Join(c.home, "data")
+	if err := os.RemoveAll(data); err != nil {
+		c.tb.Fatalf("testdb: restore: %v", err)
+	}
+	c.copyFiles(string(from), data)
+}
+
+// copyFiles keeps the owner, for the server runs as somebody else when the test is root.
+func (c *Cluster) copyFiles(from, to string) {
+	c.tb.Helper()
+	if out, err := exec.Command("cp", "-a", from, to).CombinedOutput(); err != nil {
+		c.tb.Fatalf("testdb: copy the cluster's files: %v\n%s", err, out)
+	}
+}
+
 func (c *Cluster) command(args ...string) {
 	c.tb.Helper()
 	cmd := exec.Command(c.script, args...)
