@@ -190,16 +190,16 @@ type Item struct {
 // Outcome is what a committed load did with one batch.
 type Outcome uint8
 
-// The outcomes. Each but Differs and BelowFloor means that the rows are
-// committed.
+// The outcomes. Stored and AlreadyStored mean that the rows are committed.
 const (
 	Stored        Outcome = iota + 1 // by this load
 	AlreadyStored                    // by an earlier load, or under another message of this one
 	Differs                          // another body is stored under this id
 	BelowFloor                       // so old that the ledger cannot tell whether it is stored
+	Contested                        // another load that is still open has it: nothing is known yet
 )
 
 // String returns the outcome as it stands in logs, metrics and letters.
 func (o Outcome) String() string {
-	return [...]string{"unknown", "stored", "already_stored", "batch_differs", "below_floor"}[o]
+	return [...]string{"unknown", "stored", "already_stored", "batch_differs", "below_floor", "contested"}[o]
 }

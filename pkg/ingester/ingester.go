@@ -138,6 +138,26 @@ func (in *Ingester) loop(ctx context.Context) error {
 func (in *Ingester) handle(ctx context.Context, fetched []batch.Delivery) (rows int) {
 	hand := newHand(fetched)
 	defer hand.keepAlive(in.cfg.ExtendEvery, in.onExtendError)()
+	return in.storeAll(ctx, hand)
+}
+
+// replay does the same with messages that were acknowledged before. It returns
+// how many of them were not brought to their end.
+func (in *Ingester) replay(ctx context.Context, fetched []batch.Delivery) (left int) {
+	hand := newHand(fetched)
+	for _, m := range hand.messages {
+		m.replayed = true
+	}
+	in.storeAll(ctx, hand)
+	for _, m := range hand.messages {
+		if !m.ended {
+			left++
+		}
+	}
+	return left
+}
+
+func (in *Ingester) storeAll(ctx context.Context, hand *hand) (rows int) {
 	good := in.decode(ctx, hand.messages)
 	for _, m := range good {
 		rows += m.batch.Rows()

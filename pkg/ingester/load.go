@@ -123,6 +123,7 @@ func (in *Ingester) probe(ctx context.Context) error {
 // settle acknowledges what a committed load stored and buries what it refused.
 func (in *Ingester) settle(ctx context.Context, load []*message, outcomes []batch.Outcome) {
 	in.suspects.committed()
+	contested := 0
 	for i, m := range load {
 		in.metrics.outcome(m, outcomes[i])
 		switch outcomes[i] {
@@ -130,7 +131,13 @@ func (in *Ingester) settle(ctx context.Context, load []*message, outcomes []batc
 			in.ack(ctx, m)
 		case batch.Differs, batch.BelowFloor:
 			in.bury(ctx, m, outcomes[i].String(), nil)
+		case batch.Contested:
+			in.leave(m)
+			contested++
 		}
+	}
+	if contested > 0 {
+		in.log.Warn("other loads hold some batches of this one; they come again", "batches", len(load), "contested", contested)
 	}
 }
 
@@ -160,11 +167,16 @@ func (in *Ingester) judge(ctx context.Context, m *message, err error) {
 	}
 }
 
-// setAside leaves the message to the stream, which hands it out again after
+// leave gives the message back to the stream, which hands it out again after
 // AckWait; until then its neighbours pass.
-func (in *Ingester) setAside(m *message, err error) {
+func (in *Ingester) leave(m *message) {
 	m.done.Store(true)
 	in.metrics.aside.Inc()
+}
+
+// setAside leaves a message that failed alone.
+func (in *Ingester) setAside(m *message, err error) {
+	in.leave(m)
 	in.log.Warn("set batch aside", "stream_seq", m.Sequence, "subject", m.Subject, "delivered", m.Delivered, "err", err)
 }
 
@@ -203,6 +215,7 @@ func (in *Ingester) ack(ctx context.Context, m *message) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), ackTimeout)
 	defer cancel()
 	m.done.Store(true)
+	m.ended = true
 	in.suspects.forget(m.place())
 	if err := m.Ack(ctx); err != nil {
 		in.metrics.ackErrors.Inc()

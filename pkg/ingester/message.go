@@ -11,8 +11,10 @@ import (
 // message is one delivery in this process's hand.
 type message struct {
 	batch.Delivery
-	batch *batch.Batch
-	done  atomic.Bool // acknowledged, or given back to the stream
+	batch    *batch.Batch
+	done     atomic.Bool // acknowledged, or given back to the stream
+	ended    bool        // stored or buried
+	replayed bool        // it was acknowledged before
 }
 
 // place tells the message from every other, also from those of a stream that

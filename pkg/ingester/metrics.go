@@ -72,6 +72,9 @@ func (m *metrics) outcome(msg *message, o batch.Outcome) {
 	m.batches.WithLabelValues(o.String()).Inc()
 	if o == batch.Stored {
 		m.rows.Add(float64(msg.batch.Rows()))
+		if msg.replayed {
+			return
+		}
 		m.age.Observe(time.Since(msg.batch.ReceivedAt).Seconds())
 	}
 }
@@ -82,4 +85,33 @@ func (m *metrics) probe(err error) {
 		result = "failed"
 	}
 	m.probes.WithLabelValues(result).Inc()
+}
+
+type recoveryMetrics struct {
+	rewinds  prometheus.Counter
+	replayed prometheus.Counter
+	gap      prometheus.Gauge
+}
+
+func newRecoveryMetrics(reg prometheus.Registerer) *recoveryMetrics {
+	f := promauto.With(reg)
+	return &recoveryMetrics{
+		rewinds: f.NewCounter(prometheus.CounterOpts{
+			Name: "pganalytics_ingester_rewinds_total", Help: "Times that the database was found behind the stream.",
+		}),
+		replayed: f.NewCounter(prometheus.CounterOpts{
+			Name: "pganalytics_ingester_replayed_batches_total", Help: "Batches read again to fill a gap, stored already or not.",
+		}),
+		gap: f.NewGauge(prometheus.GaugeOpts{
+			Name: "pganalytics_ingester_gap_sequences", Help: "Sequences of the stream that the database may lack; above 0 a replay is under way or needed.",
+		}),
+	}
+}
+
+func (m *recoveryMetrics) held(gap Gap, held bool) {
+	if !held {
+		m.gap.Set(0)
+		return
+	}
+	m.gap.Set(float64(gap.To) - float64(gap.From) + 1)
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"pganalytics/pkg/batch"
+	"pganalytics/pkg/fault"
 )
 
 // Gap is a range of the stream, both ends included, of which the database may
@@ -35,7 +36,8 @@ type History interface {
 	Last(ctx context.Context) (incarnation string, sequence uint64, err error)
 	// Acked returns the newest n messages below which all are acknowledged.
 	Acked(ctx context.Context, n int) ([]batch.Delivery, error)
-	// Read returns what is left of the gap, in the stream's order.
+	// Read returns what is left of the gap, in the stream's order; fault.Conflict
+	// if it is a gap of a stream that is gone.
 	Read(ctx context.Context, gap Gap) (Reader, error)
 }
 
@@ -43,9 +45,8 @@ type History interface {
 type Reader interface {
 	// Next returns no message at the end.
 	Next(ctx context.Context, maxMessages, maxBytes int) ([]batch.Delivery, error)
-	// Missing returns how many sequences at the beginning are gone.
+	// Missing returns how many sequences are no longer on the stream.
 	Missing() uint64
-	Close(ctx context.Context) error
 }
 
 // Ledger tells what the database itself holds.
@@ -160,11 +161,15 @@ func (r *Recovery) Rewound(ctx context.Context, incarnation string, from uint64)
 	if now != incarnation {
 		from = 0 // of a stream that was made anew since
 	}
+	r.metrics.rewinds.Inc()
+	if from > last {
+		r.log.Warn("database went back, and nothing was acknowledged since", "from_sequence", from)
+		return nil
+	}
 	gap := Gap{Incarnation: now, From: from, To: last}
 	if err := r.holds.Take(ctx, gap); err != nil {
 		return fmt.Errorf("hold what the database lost: %w", err)
 	}
-	r.metrics.rewinds.Inc()
 	r.log.Error("database is behind the stream; what it may lack is held", "from_sequence", gap.From, "to_sequence", gap.To)
 	select {
 	case r.noticed <- struct{}{}:
@@ -208,16 +213,15 @@ func (r *Recovery) round(ctx context.Context) error {
 }
 
 // fill replays the gap if it is small enough, and then releases it.
-func (r *Recovery) fill(ctx context.Context, gap Gap) (err error) {
+func (r *Recovery) fill(ctx context.Context, gap Gap) error {
 	reader, err := r.history.Read(ctx, gap)
+	if fault.ClassOf(err) == fault.Conflict {
+		r.log.Error("what the database lost cannot be stored again: its stream is gone", "incarnation", gap.Incarnation)
+		return r.holds.Release(ctx, gap)
+	}
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if closeErr := reader.Close(context.WithoutCancel(ctx)); err == nil {
-			err = closeErr
-		}
-	}()
 	replayed, left := 0, 0
 	for {
 		fetched, err := reader.Next(ctx, r.in.cfg.FetchMessages, r.in.cfg.FetchBytes)

@@ -78,7 +78,7 @@ func (l *StreamLimits) config(name string) bus.Config {
 // DATABASE_URL.
 type DatabaseFlags struct {
 	URLFile          string        `type:"path" help:"File with the database's URL. Without it PGANALYTICS_DATABASE_URL or DATABASE_URL is read."`
-	MaxConns         int32         `default:"8" help:"Sessions that may be open at once; at least loaders + 2."`
+	MaxConns         int32         `default:"8" help:"Sessions that may be open at once; at least loaders + 4."`
 	ConnectTimeout   time.Duration `default:"10s" help:"Longest time for making one session."`
 	StatementTimeout time.Duration `default:"60s" help:"Longest time for one statement of a load."`
 	LockTimeout      time.Duration `default:"10s" help:"Longest wait for a lock, also for another loader that holds the same batch."`

@@ -17,6 +17,10 @@ var (
 	_ ingester.Source      = (*bus.Consumer)(nil)
 	_ ingester.DeadLetters = (*bus.DeadLetters)(nil)
 	_ ingester.Store       = (*store.Store)(nil)
+	_ ingester.Ledger      = (*store.Store)(nil)
+	_ ingester.Buried      = (*bus.DeadLetters)(nil)
+	_ ingester.History     = history{}
+	_ ingester.Holds       = gapHolds{}
 )
 
 // Ingester is the configuration of the ingester process.
@@ -32,6 +36,7 @@ type Ingester struct {
 type IngestFlags struct {
 	ingester.Config
 	TrimFlags
+	AutoRewind    time.Duration `default:"15m" help:"How much of the stream is stored again without asking when the database turns out to be behind it: restored from a backup, or replaced by a stale standby. More waits for people, and stays on the stream; 0 always waits."`
 	MaintainEvery time.Duration `default:"10m" help:"Time between two rounds that drop what has outlived its retention."`
 }
 
@@ -47,8 +52,11 @@ func (f *IngestFlags) check(ackWait time.Duration, maxConns int32) error {
 	if f.ExtendEvery > ackWait/2 {
 		errs = append(errs, fmt.Errorf("extend-every: %v is above half of ack-wait, %v", f.ExtendEvery, ackWait))
 	}
-	if least := f.Loaders + 2; int(maxConns) < least {
-		errs = append(errs, fmt.Errorf("database-max-conns: %d is below loaders + 2, %d", maxConns, least))
+	if least := f.Loaders + 4; int(maxConns) < least {
+		errs = append(errs, fmt.Errorf("database-max-conns: %d is below loaders + 4, %d", maxConns, least))
+	}
+	if f.AutoRewind < 0 {
+		errs = append(errs, fmt.Errorf("auto-rewind: %v is below zero", f.AutoRewind))
 	}
 	if f.MaintainEvery <= 0 {
 		errs = append(errs, fmt.Errorf("maintain-every: %v is not above zero", f.MaintainEvery))
@@ -92,6 +100,8 @@ func (p *process) ingest(ctx context.Context, flags *IngestFlags, db *DatabaseFl
 	if err != nil {
 		return err
 	}
+	var recovery *ingester.Recovery // set below, before anything is committed that could be lost
+	dbConfig.OnRewind = func(ctx context.Context, r store.Rewind) error { return recovery.Rewound(ctx, r.Incarnation, r.From) }
 	st, err := store.Open(ctx, dbConfig, cat, p.log, p.registry)
 	if err != nil {
 		return err
@@ -114,9 +124,28 @@ func (p *process) ingest(ctx context.Context, flags *IngestFlags, db *DatabaseFl
 	if err != nil {
 		return err
 	}
-	p.part("trimmer", b.Trimmer(flags.TrimFlags.config(), st.Probe).Run)
+	recovery = ingester.NewRecovery(flags.AutoRewind, in, history{b}, st, gapHolds{b.Holds()}, b.DeadLetters(), p.log, p.registry)
+	if err := p.retry(ctx, "compare the database with the stream", recovery.Check); err != nil {
+		return err
+	}
+	p.part("trimmer", b.Trimmer(flags.TrimFlags.config(), vouch(b, st)).Run)
+	p.part("recovery", recovery.Run)
 	k := &keeper{store: st, bus: b, every: flags.MaintainEvery, log: p.log}
 	p.part("maintenance", k.run)
 	p.part("ingester", in.Run)
 	return nil
+}
+
+// vouch returns what the trimmer asks in each round: whether the database takes
+// writes. With that write goes up to where the stream was acknowledged, so that
+// a database tells by itself what it vouches for, also one that was restored.
+func vouch(b *bus.Bus, st *store.Store) func(context.Context) error {
+	return func(ctx context.Context) error {
+		status, err := b.Status(ctx)
+		if err != nil {
+			return err
+		}
+		st.NoteAckFloor(status.Incarnation, status.AckFloor)
+		return st.Probe(ctx)
+	}
 }

@@ -79,7 +79,7 @@ func TestKilledIngesterLosesNothingAndStoresNothingTwice(t *testing.T) {
 	require.Empty(t, l.letters())
 }
 
-func (l *line) startIngester(catalogueDir, ready string) (*exec.Cmd, *bytes.Buffer) {
+func (l *line) startIngester(catalogueDir, ready string, env ...string) (*exec.Cmd, *bytes.Buffer) {
 	l.t.Helper()
 	log := &bytes.Buffer{}
 	cmd := exec.Command(os.Args[0])
@@ -98,6 +98,7 @@ func (l *line) startIngester(catalogueDir, ready string) (*exec.Cmd, *bytes.Buff
 		"PGANALYTICS_FETCH_WAIT=20ms",
 		"PGANALYTICS_LOAD_ROWS=100",
 	)
+	cmd.Env = append(cmd.Env, env...)
 	require.NoError(l.t, cmd.Start())
 	l.t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
 	return cmd, log

@@ -47,17 +47,8 @@ type Maintenance struct {
 func (s *Store) Maintain(ctx context.Context, streamOldest time.Time) (Maintenance, error) {
 	m := Maintenance{Chunks: map[string]int{}, DimensionRows: map[string]int64{}}
 	err := s.session(ctx, func(ses session) error {
-		err := ses.QueryRow(ctx, "select not pg_try_advisory_lock($1)", int64(maintainLock)).Scan(&m.Skipped)
-		if err != nil || m.Skipped {
-			return ses.failed("lock", err)
-		}
-		err = s.maintain(ctx, ses, streamOldest, &m)
-		if ses.IsClosed() {
-			return err // and the lock is gone with the session
-		}
-		if _, unlockErr := ses.Exec(ctx, "select pg_advisory_unlock($1)", int64(maintainLock)); unlockErr != nil {
-			err = errors.Join(err, ses.failed("unlock", unlockErr))
-		}
+		ran, err := ses.alone(ctx, maintainLock, func() error { return s.maintain(ctx, ses, streamOldest, &m) })
+		m.Skipped = err == nil && !ran
 		return err
 	})
 	s.metrics.maintained(m, err)

@@ -24,6 +24,7 @@ const (
 	migrateLock = 0x706761_01 + iota
 	schemaLock
 	maintainLock
+	replayLock
 )
 
 // oldestTimescale is the oldest supported version of TimescaleDB.
