@@ -117,7 +117,7 @@ func TestAPayloadThatTellsNothingIsStillALetter(t *testing.T) {
 
 func TestTheLargestBatchCanBeBuried(t *testing.T) {
 	t.Parallel()
-	w := setup(t)
+	w := setup(t, func(c *Config) { c.RequestTimeout = patience }) // 8 MiB of base64 in JSON, under the race detector
 	l := newLetter(0)
 	l.Payload = make([]byte, natsserver.MaxPayload-Headroom)
 	l.Detail = strings.Repeat("ä\n", 100_000)

@@ -154,7 +154,7 @@ func (h *Holds) List(ctx context.Context) ([]Hold, error) {
 func (h *Holds) Release(ctx context.Context, hold Hold) error {
 	return h.bucket.with(ctx, "release", hold.Name, func(ctx context.Context, kv jetstream.KeyValue) error {
 		if hold.Revision == 0 { // to the server this would mean: whatever is there
-			return fault.New(fault.Invalid, "hold_invalid", "The hold has no revision; list the holds first.")
+			return fault.Wrap(fault.Invalid, errors.New("the hold has no revision; list the holds first"))
 		}
 		err := kv.Delete(ctx, hold.Name, jetstream.LastRevision(hold.Revision))
 		switch apiCode(err) {
@@ -178,11 +178,11 @@ var holdNamePattern = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
 func (h Hold) validate() error {
 	switch {
 	case !holdNamePattern.MatchString(h.Name):
-		return fault.New(fault.Invalid, "hold_invalid", fmt.Sprintf("The hold's name %q is not of 1 to 64 letters, digits, _ and -.", h.Name))
+		return fault.Wrap(fault.Invalid, fmt.Errorf("the hold's name %q is not of 1 to 64 letters, digits, _ and -", h.Name))
 	case h.Incarnation == "":
-		return fault.New(fault.Invalid, "hold_invalid", "The hold names no incarnation of the stream.")
+		return fault.Wrap(fault.Invalid, errors.New("the hold names no incarnation of the stream"))
 	case h.From > h.To:
-		return fault.New(fault.Invalid, "hold_invalid", fmt.Sprintf("The hold ends at %d, before it begins at %d.", h.To, h.From))
+		return fault.Wrap(fault.Invalid, fmt.Errorf("the hold ends at %d, before it begins at %d", h.To, h.From))
 	}
 	return nil
 }
