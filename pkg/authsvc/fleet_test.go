@@ -49,7 +49,7 @@ func (s *stack) gateway() *gate {
 	require.NoError(s.t, err)
 	cat, err := catalogue.Default()
 	require.NoError(s.t, err)
-	gw, err := gateway.New(gateway.Config{}, b.Publisher(), g.verifier, cat, reg)
+	gw, err := gateway.New(gateway.Config{}, b.Publisher(), g.verifier, b.Quarantine(0), cat, reg)
 	require.NoError(s.t, err)
 	certificate, err := httpserver.LoadCertificate(filepath.Join(s.dir, ca.ServerCertFile), filepath.Join(s.dir, ca.ServerKeyFile), log)
 	require.NoError(s.t, err)

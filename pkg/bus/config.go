@@ -77,8 +77,9 @@ type Config struct {
 	// to 5 s. After it the outcome is unknown.
 	RequestTimeout time.Duration
 	// ConfirmEvery is the interval in which a bucket's follower asks whether
-	// it is up to date. Defaults to 2 s; it bounds how late a follower notices
-	// a recreated bucket.
+	// it is up to date, and the quarantine whether letters came or went.
+	// Defaults to 2 s; it bounds how late they notice a recreated bucket, or a
+	// collector that has reached its quota.
 	ConfirmEvery time.Duration
 }
 

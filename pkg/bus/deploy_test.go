@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
@@ -88,6 +89,9 @@ func TestDeployedServicesHaveTheRightsTheyNeedAndNoMore(t *testing.T) {
 	acked, err := ingester.Acked(ctx, 2)
 	require.NoError(t, err)
 	require.Equal(t, []uint64{3, 2}, sequences(acked))
+	quarantine := gateway.Quarantine(1)
+	require.NoError(t, quarantine.look(ctx))
+	require.True(t, quarantine.Quarantined(uuid.Nil))
 	hold := ingester.take(ingester.hold("a", 2, 3))
 	require.Equal(t, []Hold{hold}, ingester.holds())
 	require.NoError(t, ingester.Holds().Release(ctx, hold))

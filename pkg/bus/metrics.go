@@ -33,6 +33,7 @@ type metrics struct {
 	acks         *prometheus.CounterVec // by result
 	buried       *prometheus.CounterVec // by result
 
+	quarantined        prometheus.Gauge
 	trims              *prometheus.CounterVec // by result
 	purged             *prometheus.CounterVec // by reason
 	aboveHighWater     prometheus.Gauge
@@ -79,6 +80,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		reread:             counter("reread_messages_total", "Messages read again, beside the consumer."),
 		acks:               counters("acks_total", "Acknowledgements sent, by result.", "result"),
 		buried:             counters("buried_total", "Dead letters written, by result.", "result"),
+		quarantined:        gauge("quarantined_collectors", "Collectors whose batches are refused because of their dead letters."),
 		trims:              counters("trims_total", "Rounds of the trimmer, by result.", "result"),
 		purged:             counters("purged_sequences_total", "Stored messages purged from the stream, by reason.", "reason"),
 		aboveHighWater:     gauge("stream_above_high_water", "1 while the stream of batches is above its high water: the replay window shrinks."),

@@ -12,6 +12,7 @@ import (
 	"fmt"
 
 	"github.com/go-chi/chi/v5"
+	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"pganalytics/pkg/batch"
@@ -33,19 +34,26 @@ type Authenticator interface {
 	VerifyCollector(state tls.ConnectionState, authorization string) (identity.Principal, error)
 }
 
+// Quarantine tells whose batches are not taken for now, because too many of
+// the earlier ones could not be stored.
+type Quarantine interface {
+	Quarantined(collector uuid.UUID) bool
+}
+
 // Gateway serves the routes that take metrics.
 type Gateway struct {
-	cfg       Config
-	publisher Publisher
-	auth      Authenticator
-	catalogue *catalogue.Catalogue
-	metrics   *metrics
-	budget    *budget
+	cfg        Config
+	publisher  Publisher
+	auth       Authenticator
+	quarantine Quarantine
+	catalogue  *catalogue.Catalogue
+	metrics    *metrics
+	budget     *budget
 }
 
 // New makes a gateway. Zero values in cfg stand for the defaults.
 func New(
-	cfg Config, publisher Publisher, auth Authenticator, cat *catalogue.Catalogue, reg prometheus.Registerer,
+	cfg Config, publisher Publisher, auth Authenticator, quarantine Quarantine, cat *catalogue.Catalogue, reg prometheus.Registerer,
 ) (*Gateway, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("gateway: %w", err)
@@ -53,7 +61,7 @@ func New(
 	cfg = cfg.withDefaults()
 	budget := &budget{max: cfg.MaxInFlightBytes}
 	return &Gateway{
-		cfg: cfg, publisher: publisher, auth: auth, catalogue: cat,
+		cfg: cfg, publisher: publisher, auth: auth, quarantine: quarantine, catalogue: cat,
 		metrics: newMetrics(reg, budget), budget: budget,
 	}, nil
 }

@@ -43,6 +43,9 @@ func (g *Gateway) push(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return g.refused(err)
 	}
+	if err := g.admit(who); err != nil {
+		return g.refused(err)
+	}
 	in, err := g.open(r, encoding)
 	if err != nil {
 		return g.refused(err)
@@ -110,6 +113,22 @@ func (g *Gateway) authenticate(r *http.Request) (identity.Principal, error) {
 	}
 	httpserver.Annotate(r.Context(), slog.String("collector_id", who.CollectorID.String()))
 	return who, nil
+}
+
+// quarantineRetry is how long a collector in quarantine should stay away. A
+// person must look at its dead letters first.
+const quarantineRetry = time.Minute
+
+// admit refuses a collector whose batches end among the dead letters. It keeps
+// them, and what can be stored of them is stored later.
+func (g *Gateway) admit(who identity.Principal) error {
+	if !g.quarantine.Quarantined(who.CollectorID) {
+		return nil
+	}
+	return &fault.Error{
+		Class: fault.Throttled, Code: "quarantined", RetryAfter: quarantineRetry,
+		Detail: "Too many batches of this collector could not be stored; an operator must look at them first.",
+	}
 }
 
 // decode reads the body.

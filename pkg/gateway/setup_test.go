@@ -79,6 +79,7 @@ type options struct {
 	gateway   gateway.Config
 	bus       bus.Config
 	server    httpserver.Config
+	quota     uint64                                 // dead letters; 0: no quarantine
 	publisher func(*bus.Publisher) gateway.Publisher // wraps the real one
 }
 
@@ -111,7 +112,12 @@ func newStack(t *testing.T, o options) *stack {
 	if o.publisher != nil {
 		publisher = o.publisher(s.bus.Publisher())
 	}
-	gw, err := gateway.New(o.gateway, publisher, verifier, cat, s.reg)
+	quarantine := s.bus.Quarantine(o.quota)
+	if o.quota > 0 {
+		var stop context.CancelFunc
+		s.run(func(ctx context.Context) { _ = quarantine.Run(ctx) }, &stop) // nil always
+	}
+	gw, err := gateway.New(o.gateway, publisher, verifier, quarantine, cat, s.reg)
 	require.NoError(t, err)
 
 	certificate, err := httpserver.LoadCertificate(filepath.Join(dir, ca.ServerCertFile), filepath.Join(dir, ca.ServerKeyFile), log)

@@ -23,6 +23,7 @@ import (
 
 var (
 	_ gateway.Publisher     = (*bus.Publisher)(nil)
+	_ gateway.Quarantine    = (*bus.Quarantine)(nil)
 	_ gateway.Authenticator = (*identity.Verifier)(nil)
 	_ bus.Sink              = (*identity.Snapshot)(nil)
 )
@@ -63,6 +64,7 @@ type PushFlags struct {
 	MaxBodyBytes     int64         `default:"33554432" help:"Largest body in bytes after decompression."`
 	MaxInFlightBytes int64         `default:"67108864" help:"Memory that all pushes together may take; beyond it they are answered 503 and come again."`
 	PublishTimeout   time.Duration `default:"10s" help:"How long the stream may take to confirm a batch."`
+	DeadLetterQuota  uint64        `default:"100" help:"Dead letters of one collector at which its batches are answered 429, so that it does not fill them for all; it ends when some are retried or discarded. 0 never refuses."`
 	CheckIn          time.Duration `default:"60s" help:"When a collector shall come back even if it has nothing to send."`
 }
 
@@ -117,7 +119,11 @@ func RunGateway(ctx context.Context, cfg Gateway, stderr io.Writer, onReady func
 
 // push mounts the gateway's routes.
 func (p *process) push(flags *PushFlags, cat *catalogue.Catalogue, b *bus.Bus, verifier *identity.Verifier, router chi.Router) error {
-	g, err := gateway.New(flags.config(b.MaxPayload()), b.Publisher(), verifier, cat, p.registry)
+	quarantine := b.Quarantine(flags.DeadLetterQuota)
+	if flags.DeadLetterQuota > 0 {
+		p.part("quarantine", quarantine.Run)
+	}
+	g, err := gateway.New(flags.config(b.MaxPayload()), b.Publisher(), verifier, quarantine, cat, p.registry)
 	if err != nil {
 		return err
 	}
