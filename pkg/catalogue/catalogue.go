@@ -17,6 +17,13 @@ const (
 	NewestServer = 19
 )
 
+// What a family with counters has beside its table: a view of their rates, and
+// in it the length of the interval that they were taken over.
+const (
+	RatesSuffix   = "_rates" // after the family's name
+	SecondsColumn = "seconds"
+)
+
 // Scope says how often a family's query runs on one server.
 type Scope uint8
 
@@ -113,6 +120,17 @@ type Family struct {
 func (f *Family) Column(name string) (int, bool) {
 	i, ok := f.columns[name]
 	return i, ok
+}
+
+// Counters returns the names of its counters in their order.
+func (f *Family) Counters() []string {
+	var names []string
+	for _, c := range f.Columns {
+		if c.Kind == Counter {
+			names = append(names, c.Name)
+		}
+	}
+	return names
 }
 
 // Query returns the newest query whose MinVersion is not above major. False
