@@ -10,7 +10,7 @@ import (
 	"pganalytics/pkg/catalogue"
 )
 
-// change is what one family's table needs, as statements of one transaction.
+// change is what one family's table or its rates need, as statements of one transaction.
 type change struct{ family, sql string }
 
 // quote returns a family's table or a column as an SQL identifier.
@@ -60,7 +60,7 @@ func create(f *catalogue.Family) change {
 // extend returns the statements that bring an existing table to the
 // catalogue's columns and chunks; false means that none are needed. New
 // columns may be null: the rows before them have nothing else.
-func extend(f *catalogue.Family, t table) (change, bool) {
+func extend(f *catalogue.Family, t relation) (change, bool) {
 	name := quote("metrics", f.Name)
 	var sql strings.Builder
 	var added []catalogue.Column

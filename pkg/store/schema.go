@@ -22,7 +22,7 @@ const (
 )
 
 // EnsureSchema makes the tables and columns that the catalogue lists and the
-// database lacks. It may run while batches are loaded and from any number of
+// database lacks, and the rates of families with counters. It may run while batches are loaded and from any number of
 // processes at once. When nothing is missing it costs one query. It removes
 // nothing: what another catalogue has added stays. A table that contradicts
 // the catalogue is an error that names family and column, all of them at once
@@ -76,71 +76,86 @@ func (c change) apply(ctx context.Context, conn *pgx.Conn) error {
 	}
 }
 
-// table is what the database has of a family.
-type table struct {
+// relation is what the database has of a family: its table or its rates.
+type relation struct {
+	view    bool
 	chunk   time.Duration     // 0: no hypertable
 	columns map[string]string // name → type as format_type tells it
+	order   []string          // of the columns
+	comment string
 }
 
-func (t table) dimension() bool { _, ok := t.columns["content_hash"]; return ok }
+func (r relation) dimension() bool { _, ok := r.columns["content_hash"]; return ok }
 
-// missing compares database and catalogue.
+// missing compares database and catalogue. Tables come before rates, which
+// are not needed to load.
 func missing(ctx context.Context, conn *pgx.Conn, cat *catalogue.Catalogue) ([]change, error) {
-	tables, err := readTables(ctx, conn)
+	relations, err := readRelations(ctx, conn)
 	if err != nil {
 		return nil, session{conn}.failed("ensure the schema: read the tables", err)
 	}
-	var changes []change
+	var tables, views []change
 	var faults []error
 	for _, f := range cat.Families() {
-		t, exists := tables[f.Name]
+		t, exists := relations[f.Name]
 		if !exists {
-			changes = append(changes, create(f))
-			continue
-		}
-		if err := contradictions(f, t); err != nil {
+			tables = append(tables, create(f))
+		} else if err := contradictions(f, t); err != nil {
 			faults = append(faults, err)
 		} else if c, needed := extend(f, t); needed {
-			changes = append(changes, c)
+			tables = append(tables, c)
+		}
+		if f.Dimension || len(f.Counters()) == 0 {
+			continue
+		}
+		view, exists := relations[f.Name+catalogue.RatesSuffix]
+		if exists && !view.view {
+			faults = append(faults, fmt.Errorf("family %[1]s: metrics.%[1]s%[2]s exists and is no view", f.Name, catalogue.RatesSuffix))
+		} else if c, needed := rates(f, view, exists); needed {
+			views = append(views, c)
 		}
 	}
 	if err := errors.Join(faults...); err != nil {
 		return nil, fmt.Errorf("ensure the schema: %w", err)
 	}
-	return changes, nil
+	return append(tables, views...), nil
 }
 
-func readTables(ctx context.Context, conn *pgx.Conn) (map[string]table, error) {
+func readRelations(ctx context.Context, conn *pgx.Conn) (map[string]relation, error) {
 	const query = `
-select c.relname::text, coalesce(extract(epoch from d.time_interval), 0)::bigint, a.attname::text,
+select c.relname::text, c.relkind = 'v', coalesce(extract(epoch from d.time_interval), 0)::bigint,
+       coalesce(obj_description(c.oid, 'pg_class'), ''), a.attname::text,
        case a.atttypid when 'timestamptz'::regtype then 'timestamptz' else format_type(a.atttypid, a.atttypmod) end
 from pg_class c
 join pg_namespace n on n.oid = c.relnamespace
 join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
 left join timescaledb_information.dimensions d
        on d.hypertable_schema = n.nspname and d.hypertable_name = c.relname and d.dimension_number = 1
-where n.nspname = 'metrics' and c.relkind in ('r', 'v', 'm', 'p', 'f')`
+where n.nspname = 'metrics' and c.relkind in ('r', 'v', 'm', 'p', 'f')
+order by c.oid, a.attnum`
 	rows, err := conn.Query(ctx, query)
 	if err != nil {
 		return nil, err
 	}
-	tables := map[string]table{}
-	var name, column, typ string
+	relations := map[string]relation{}
+	var name, text, column, typ string
+	var view bool
 	var seconds int64
-	_, err = pgx.ForEachRow(rows, []any{&name, &seconds, &column, &typ}, func() error {
-		t, ok := tables[name]
+	_, err = pgx.ForEachRow(rows, []any{&name, &view, &seconds, &text, &column, &typ}, func() error {
+		r, ok := relations[name]
 		if !ok {
-			t = table{time.Duration(seconds) * time.Second, map[string]string{}}
-			tables[name] = t
+			r = relation{view: view, chunk: time.Duration(seconds) * time.Second, columns: map[string]string{}, comment: text}
 		}
-		t.columns[column] = typ
+		r.columns[column] = typ
+		r.order = append(r.order, column)
+		relations[name] = r
 		return nil
 	})
-	return tables, err
+	return relations, err
 }
 
 // contradictions are what no added column could mend.
-func contradictions(f *catalogue.Family, t table) error {
+func contradictions(f *catalogue.Family, t relation) error {
 	if f.Dimension != t.dimension() || !f.Dimension && t.chunk == 0 {
 		return fmt.Errorf("family %s: metrics.%s exists and is not a table of this kind; choose another name", f.Name, f.Name)
 	}

@@ -63,8 +63,7 @@ func TestTablesAreWhatTheCatalogueSays(t *testing.T) {
 func TestUnchangedSchemaNeedsNoStatementThatChangesIt(t *testing.T) {
 	t.Parallel()
 	f := setup(t)
-	f.exec(`create function forbid() returns event_trigger language plpgsql as $$ begin raise 'ddl'; end $$;
-		create event trigger forbid on ddl_command_start execute function forbid()`)
+	forbidDDL(f)
 	require.NoError(t, store.EnsureSchema(t.Context(), f.url, allFamilies(t)))
 	err := store.EnsureSchema(t.Context(), f.url, families(t, strings.Replace(narrowYAML, "narrow", "another", 1)))
 	require.ErrorContains(t, err, "another", "or the trigger proves nothing")
@@ -192,7 +191,7 @@ func TestWhatARestoredDatabaseLacksIsMadeByTheNextLoads(t *testing.T) {
 	t.Parallel()
 	f := setup(t)
 	c := uuid.New()
-	f.exec("drop table metrics.narrow; alter table metrics.texts drop column query")
+	f.exec("drop table metrics.narrow cascade; alter table metrics.texts drop column query")
 	it := item(c, now, narrow(c, "db1", now, 3), text(c, now, 1, "select 1"))
 	require.Eventually(t, func() bool {
 		outcomes, err := f.store.Load(t.Context(), []batch.Item{it})
