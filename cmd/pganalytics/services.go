@@ -8,6 +8,7 @@ import (
 	"pganalytics/pkg/daemon"
 	"pganalytics/pkg/identity/ca"
 	"pganalytics/pkg/service"
+	"pganalytics/pkg/store"
 )
 
 type serveCmd struct{ service.Serve }
@@ -34,6 +35,11 @@ func (c *migrateCmd) Run(con console) error {
 		return err
 	}
 	fmt.Fprintf(con.stdout, "database is up to date: %d families\n", len(cat.Families()))
+	if err := store.EnsureReader(con.ctx, url); errors.Is(err, store.ErrNoReader) {
+		fmt.Fprintln(con.stderr, "warning:", err) // all but reading works without
+	} else if err != nil {
+		return err
+	}
 	if c.NATS.URL == "" {
 		return nil
 	}

@@ -93,6 +93,9 @@ func RunServe(ctx context.Context, cfg Serve, stderr io.Writer, onReady func(End
 	if err := p.retry(ctx, "prepare the database", func(ctx context.Context) error { return Migrate(ctx, dbURL, cat) }); err != nil {
 		return err
 	}
+	if err := store.EnsureReader(ctx, dbURL); err != nil {
+		p.log.Warn("prepare the role that reads metrics", "err", err)
+	}
 	b, err := p.embed(ctx, &cfg)
 	if err != nil {
 		return err
