@@ -9,7 +9,7 @@ import (
 	"pganalytics/pkg/store"
 )
 
-// keeper drops what has outlived its retention, round by round.
+// keeper looks after the tables, round by round.
 type keeper struct {
 	store *store.Store
 	bus   *bus.Bus
@@ -37,6 +37,9 @@ func (k *keeper) round(ctx context.Context) error {
 	if err == nil && (len(done.Chunks) > 0 || done.LedgerChunks > 0 || len(done.DimensionRows) > 0) {
 		k.log.Info("dropped what outlived its retention", "chunks", done.Chunks,
 			"ledger_chunks", done.LedgerChunks, "dimension_rows", done.DimensionRows)
+	}
+	if len(done.Columnstore) > 0 {
+		k.log.Info("old chunks will be compressed", "families", done.Columnstore)
 	}
 	return err
 }

@@ -31,11 +31,13 @@ type Maintenance struct {
 	Chunks        map[string]int   // dropped, by family; only those above 0
 	DimensionRows map[string]int64 // deleted, by family; only those above 0
 	LedgerChunks  int              // dropped
+	Columnstore   []string         // families whose old chunks will be compressed from now on, or at another age
 }
 
 // Maintain drops what has outlived its retention: chunks of the catalogue's
 // own tables, dimension rows that nobody reported for that long, and the
-// ledger's old end. One of many processes does it, the others skip the round.
+// ledger's old end. Where the database's edition can, it has older chunks
+// compressed, once the replay window is past them. One of many processes does it, the others skip the round.
 //
 // No batch that the stream still holds may have a sent_at before streamOldest;
 // the ledger is kept from there on whatever its age. Give the present for an
@@ -71,6 +73,12 @@ func (s *Store) maintain(ctx context.Context, ses session, streamOldest time.Tim
 		if ses.IsClosed() {
 			return errors.Join(errs...)
 		}
+	}
+	if m.Columnstore, err = s.columnstore(ctx, ses); err != nil {
+		errs = append(errs, fmt.Errorf("columnstore: %w", err))
+	}
+	if ses.IsClosed() {
+		return errors.Join(errs...)
 	}
 	oldest := now.Add(-oldestAccepted - s.cfg.ReplayWindow - ledgerMargin)
 	if streamOldest.Before(oldest) { // as zero is, too
