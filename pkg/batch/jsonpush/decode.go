@@ -41,12 +41,10 @@ type Holder interface {
 // and what the reader returns, wrapped. Beside an error the report is nil, save
 // when no item was acceptable (nothing_accepted).
 func Decode(body io.Reader, collector uuid.UUID, cat *catalogue.Catalogue, lim Limits, now time.Time) (*batch.Batch, *Report, error) {
-	hashed := newBodyReader(body, collector, lim.MaxBodyBytes)
 	holder, _ := body.(Holder)
 	d := &decoder{
 		holder:    holder,
-		scan:      newScanner(hashed),
-		body:      hashed,
+		scan:      newScanner(&boundedReader{src: body, left: lim.MaxBodyBytes}, newBodyHash(collector)),
 		collector: collector,
 		catalogue: cat,
 		limits:    lim,
@@ -74,7 +72,6 @@ func Decode(body io.Reader, collector uuid.UUID, cat *catalogue.Catalogue, lim L
 // decoder is the state of one body.
 type decoder struct {
 	scan      *scanner
-	body      *bodyReader
 	collector uuid.UUID
 	catalogue *catalogue.Catalogue
 	limits    Limits
@@ -191,7 +188,7 @@ func (d *decoder) identify(now time.Time) (*batch.Batch, error) {
 	if h.has("batch_id") {
 		b.SentAt = timeOfUUIDv7(h.batchID)
 	} else {
-		b.ID = d.body.id()
+		b.ID = uuid.UUID(d.scan.passed.Sum(nil)[:len(uuid.UUID{})])
 	}
 	switch {
 	case b.SentAt.Before(now.Add(-d.limits.MaxAge)):
@@ -220,9 +217,9 @@ func (d *decoder) assemble(b *batch.Batch) (*Report, error) {
 			d.rejected = append(d.rejected, *it.rejection)
 			continue
 		}
-		tuples := d.tuples[it.start:it.end:it.end]
+		rows := d.tuples[it.start:it.end:it.end]
 		if final != it.lead {
-			stamp(tuples, final.server.id, final.us, it.ownTime)
+			stamp(rows, final.server.id, final.us, it.ownTime)
 		}
 		b.Sections = append(b.Sections, batch.Section{
 			Family:   it.family.Name,
@@ -232,7 +229,7 @@ func (d *decoder) assemble(b *batch.Batch) (*Report, error) {
 			Rows:     it.rows,
 			MinTime:  timeOf(it.minUS),
 			MaxTime:  timeOf(it.maxUS),
-			Tuples:   tuples,
+			Tuples:   rows,
 		})
 		report.ItemsAccepted++
 		report.RowsAccepted += it.rows
@@ -271,35 +268,25 @@ func (d *decoder) timely(it *item, sentAt time.Time) bool {
 
 func timeOf(us int64) time.Time { return time.UnixMicro(us).UTC() }
 
-// bodyReader bounds the body and hashes what is read of it.
-type bodyReader struct {
-	src  io.Reader
-	left int64
-	hash hash.Hash // nil once the sender has given an id
-}
-
-func newBodyReader(src io.Reader, collector uuid.UUID, limit int64) *bodyReader {
+// newBodyHash begins the hash that is the id of a batch whose sender gave none.
+func newBodyHash(collector uuid.UUID) hash.Hash {
 	h := sha256.New()
 	h.Write(collector[:])
-	return &bodyReader{src: src, left: limit, hash: h}
+	return h
 }
 
-func (r *bodyReader) Read(p []byte) (int, error) {
+// boundedReader bounds the body.
+type boundedReader struct {
+	src  io.Reader
+	left int64
+}
+
+func (r *boundedReader) Read(p []byte) (int, error) {
 	n, err := r.src.Read(p)
 	if r.left -= int64(n); r.left < 0 {
 		return 0, tooLarge("", codeBodyTooLarge, "the body is larger than allowed")
 	}
-	if r.hash != nil {
-		r.hash.Write(p[:n])
-	}
 	return n, err
-}
-
-// id returns the id of a batch whose sender gave none, once all is read.
-func (r *bodyReader) id() uuid.UUID {
-	var sum [sha256.Size]byte
-	r.hash.Sum(sum[:0])
-	return uuid.UUID(sum[:16])
 }
 
 func tooLarge(pointer, code, detail string) *fault.Error {

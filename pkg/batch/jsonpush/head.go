@@ -46,11 +46,11 @@ func (d *decoder) members() error {
 		return err
 	}
 	for d.scan.more() {
-		quoted, err := d.scan.value()
+		given, err := d.scan.name()
 		if err != nil {
 			return err
 		}
-		name := string(text(quoted))
+		name := string(given)
 		required := slices.Contains(requiredMembers, name)
 		if !required && !slices.Contains(optionalMembers, name) {
 			pointer := ""
@@ -124,7 +124,7 @@ func (d *decoder) member(name string) error {
 			return invalid("/batch_id", codeBatchID, "must be a UUID of version 7")
 		}
 		h.batchID = id
-		d.body.hash = nil
+		d.scan.passed = nil
 	case "epoch":
 		h.epoch, err = rawEpoch(raw, "/epoch")
 	case "sequence":
@@ -162,19 +162,18 @@ func (d *decoder) labels() error {
 		return err
 	}
 	for d.scan.more() {
-		quoted, err := d.scan.value()
+		name, err := d.scan.name()
 		if err != nil {
 			return err
 		}
-		name := string(text(quoted))
 		raw, err := d.scan.value()
 		if err != nil {
 			return err
 		}
-		if !validLabel([]byte(name)) || kindOf(raw) != kindString || !validNote(text(raw)) || len(d.head.labels) == maxLabels {
+		if !validLabel(name) || kindOf(raw) != kindString || !validNote(text(raw)) || len(d.head.labels) == maxLabels {
 			return invalid("/labels", codeLabels, detail)
 		}
-		label := batch.Label{Name: name, Value: string(text(raw))}
+		label := batch.Label{Name: string(name), Value: string(text(raw))}
 		d.head.labels = append(d.head.labels, label)
 		d.overhead += labelOverhead + len(label.Name) + len(label.Value)
 	}
@@ -209,16 +208,15 @@ func (d *decoder) previous() error {
 		return err
 	}
 	for d.scan.more() {
-		quoted, err := d.scan.value()
+		name, err := d.scan.name()
 		if err != nil {
 			return err
 		}
-		name := string(text(quoted))
 		raw, err := d.scan.value()
 		if err != nil {
 			return err
 		}
-		switch name {
+		switch string(name) {
 		case "epoch":
 			d.head.previous.Epoch, err = rawEpoch(raw, "/previous/epoch")
 		case "sequence":

@@ -77,14 +77,14 @@ func (d *decoder) itemMembers(it *item) error {
 		return err
 	}
 	for d.scan.more() {
-		quoted, err := d.scan.value()
+		name, err := d.scan.name()
 		if err != nil {
 			return err
 		}
 		if it.rejection != nil {
 			err = d.scan.skip()
 		} else {
-			err = d.itemMember(it, text(quoted))
+			err = d.itemMember(it, name)
 		}
 		if err != nil {
 			return err
@@ -107,13 +107,11 @@ func (d *decoder) itemMember(it *item, name []byte) error {
 		it.refuse(pointer, itemUnknownMember)
 		return d.scan.skip()
 	}
-	// The name does not outlive the next read.
-	member := string(name)
 	raw, err := d.scan.value()
 	if err != nil {
 		return err
 	}
-	switch member {
+	switch string(name) {
 	case "type":
 		d.setType(it, raw)
 	case "server":
@@ -190,7 +188,7 @@ func (d *decoder) completeItem(it *item) error {
 		d.setColumns(it, it.columns)
 	}
 	if it.held != nil && it.rejection == nil {
-		return d.rows(newScanner(bytes.NewReader(it.held)), it, true)
+		return d.rows(scannerOf(it.held), it, true)
 	}
 	return nil
 }

@@ -2,9 +2,153 @@ package jsonpush
 
 import (
 	"bytes"
+	"encoding/binary"
 	"math"
+	"math/bits"
 	"strconv"
 )
+
+// numberEnd is tokenEnd for numbers, whose end only what follows can show.
+func numberEnd(b []byte) (int, extent) {
+	i := 0
+	if b[0] == '-' {
+		i++
+	}
+	digits := digitsEnd(b, i)
+	switch {
+	case digits == i:
+		return noDigit(b, i)
+	case b[i] == '0':
+		i++ // a digit behind it begins no delimiter, and so is refused
+	default:
+		i = digits
+	}
+	if i < len(b) && b[i] == '.' {
+		i++
+		if digits = digitsEnd(b, i); digits == i {
+			return noDigit(b, i)
+		}
+		i = digits
+	}
+	if i < len(b) && b[i]|0x20 == 'e' {
+		i++
+		if i < len(b) && (b[i] == '+' || b[i] == '-') {
+			i++
+		}
+		if digits = digitsEnd(b, i); digits == i {
+			return noDigit(b, i)
+		}
+		i = digits
+	}
+	if i == len(b) {
+		return i, openEnded
+	}
+	return i, complete
+}
+
+func digitsEnd(b []byte, i int) int {
+	for i < len(b) && b[i]-'0' <= 9 {
+		i++
+	}
+	return i
+}
+
+// shortDigits is how many digits always fit into an int64.
+const shortDigits = 18
+
+// shortNumber reads ahead: the next value, with the comma before it, if that is
+// a number as rows mostly hold them, with at most 15 digits before the point
+// and 18 in all, no exponent, and no more white space than one blank after the
+// comma. It is n divided by ten to the power of scale, and ends at the place
+// end. An end of 0 means that it is something else, or not all in the buffer,
+// and for numberEnd to judge. Minus zero is something else, for n cannot tell.
+func (s *scanner) shortNumber() (n int64, scale, end int) {
+	const longest = 40 // comma, blank, minus, 16 digits, point, 16 digits, and what follows
+	if len(s.buf)-s.pos < longest {
+		return 0, 0, 0
+	}
+	b, i := (*[longest]byte)(s.buf[s.pos:]), 0
+	if s.due == dueComma {
+		if b[0] != ',' {
+			return 0, 0, 0
+		}
+		i++
+	}
+	if b[i] == ' ' {
+		i++
+	}
+	negative := b[i] == '-'
+	if negative {
+		i++
+	}
+	n, whole := leadingDigits(b[i : i+16])
+	if whole == 0 || whole == 16 || whole > 1 && b[i] == '0' {
+		return 0, 0, 0
+	}
+	i += whole
+	if b[i] == '.' {
+		var fraction int64
+		fraction, scale = leadingDigits(b[i+1 : i+17])
+		if scale == 0 || scale == 16 || whole+scale > shortDigits {
+			return 0, 0, 0
+		}
+		n = n*integerPowers[scale] + fraction
+		i += 1 + scale
+	}
+	switch {
+	case b[i]|0x20 == 'e', negative && n == 0:
+		return 0, 0, 0
+	case negative:
+		n = -n
+	}
+	return n, scale, s.pos + i
+}
+
+// leadingDigits returns the number that the digits at the front of 16 bytes
+// make, and how many there are.
+func leadingDigits(b []byte) (int64, int) {
+	n, count := eightDigits(binary.LittleEndian.Uint64(b))
+	if count == 8 {
+		var more int64
+		more, count = eightDigits(binary.LittleEndian.Uint64(b[8:]))
+		n = n*integerPowers[count] + more
+		count += 8
+	}
+	return n, count
+}
+
+// eightDigits is leadingDigits for eight bytes. It adds up neighbours, then
+// pairs, then fours, instead of going from digit to digit, and so has nothing
+// to guess about how many there are.
+func eightDigits(b uint64) (int64, int) {
+	b ^= ones * '0'
+	count := bits.TrailingZeros64((b|(b+ones*(0x80-10)))&tops) / 8 // the top bit of all but 0 to 9
+	b <<= 64 - 8*count                                             // zeros to the front
+	b = b * (1 + 10<<8) >> 8 & 0x00ff00ff00ff00ff
+	b = b * (1 + 100<<16) >> 16 & 0x0000ffff0000ffff
+	b = b * (1 + 10_000<<32) >> 32
+	return int64(b), count
+}
+
+// powers are those powers of ten that a float64 holds exactly, as far as short
+// numbers need them; a float32 holds the first 11. The quotient of two exact
+// numbers is rounded once, as strconv rounds.
+var powers = [...]float64{
+	1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18,
+}
+
+const powers32 = 11
+
+var integerPowers = [...]int64{
+	1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16,
+}
+
+func noDigit(b []byte, i int) (int, extent) {
+	if i == len(b) {
+		return i, cut
+	}
+	return i, wrong
+}
 
 // parseInt returns the value of a raw JSON number that is a whole number. An
 // exponent or a fraction of zeros is allowed (1e3, 10.0), since some senders
@@ -14,7 +158,7 @@ func parseInt(raw []byte) (int64, *problem) {
 	if raw[0] == '-' {
 		digits = raw[1:]
 	}
-	if len(digits) > 18 { // 18 digits always fit
+	if len(digits) > shortDigits {
 		return parseDecimal(raw)
 	}
 	n := int64(0)

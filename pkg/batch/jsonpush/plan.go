@@ -17,11 +17,12 @@ const timeColumn = "time"
 
 // field says how the values at one place of a row are encoded.
 type field struct {
-	name    string
-	typ     catalogue.Type
-	isTime  bool // the row's time, which leads the tuple instead of standing here
-	notNull bool
-	maxText int
+	name     string
+	typ      catalogue.Type
+	isTime   bool // the row's time, which leads the tuple instead of standing here
+	isNumber bool
+	notNull  bool
+	maxText  int
 }
 
 // plan says how the rows of one item are encoded. It is made once per item.
@@ -37,13 +38,13 @@ type plan struct {
 // is not in one name.
 func planOf(family *catalogue.Family, raw []byte, lim *Limits) (*plan, int, *problem) {
 	p := &plan{timeAt: -1}
-	names := walk(raw)
-	for i := 0; ; i++ {
-		quoted, ok := names.next()
-		if !ok {
-			break
-		}
-		if kindOf(quoted) != kindString {
+	names := scannerOf(raw)
+	if names.open() != nil {
+		return nil, -1, columnsInvalid
+	}
+	for i := 0; names.more(); i++ {
+		quoted, err := names.scalar()
+		if err != nil || kindOf(quoted) != kindString { // the text is valid, so an error means an object or array
 			return nil, i, columnsInvalid
 		}
 		name := text(quoted)
@@ -89,6 +90,10 @@ func fieldOf(family *catalogue.Family, name []byte, lim *Limits) (field, bool) {
 	}
 	c := &family.Columns[i]
 	f := field{name: c.Name, typ: c.Type, notNull: c.NotNull, maxText: lim.MaxTextBytes}
+	switch c.Type {
+	case catalogue.SmallInt, catalogue.Integer, catalogue.BigInt, catalogue.Real, catalogue.DoublePrecision:
+		f.isNumber = true
+	}
 	if slices.Contains(family.Key, c.Name) {
 		f.notNull, f.maxText = true, min(f.maxText, maxKeyBytes)
 	}
@@ -117,6 +122,33 @@ func (p *plan) find(name []byte, from int) (int, bool) {
 		from++
 	}
 	return 0, false
+}
+
+// appendShort appends the next number if that is simple, see shortNumber, and
+// can be told exactly for the field. Else it reads nothing and returns false.
+func (f *field) appendShort(dst []byte, s *scanner) ([]byte, bool) {
+	if !f.isNumber {
+		return dst, false
+	}
+	n, scale, end := s.shortNumber()
+	switch {
+	case end == 0:
+		return dst, false
+	case scale == 0 && f.typ == catalogue.BigInt:
+		dst = batch.AppendInt64(dst, n)
+	case scale == 0 && f.typ == catalogue.Integer && n == int64(int32(n)):
+		dst = batch.AppendInt32(dst, int32(n))
+	case scale == 0 && f.typ == catalogue.SmallInt && n == int64(int16(n)):
+		dst = batch.AppendInt16(dst, int16(n))
+	case f.typ == catalogue.DoublePrecision && -1<<53 <= n && n <= 1<<53:
+		dst = batch.AppendFloat64(dst, float64(n)/powers[scale])
+	case f.typ == catalogue.Real && -1<<24 <= n && n <= 1<<24 && scale < powers32:
+		dst = batch.AppendFloat32(dst, float32(n)/float32(powers[scale]))
+	default:
+		return dst, false
+	}
+	s.pos, s.due = end, dueComma
+	return dst, true
 }
 
 // append appends a raw JSON value as the field's value.

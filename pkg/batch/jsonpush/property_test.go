@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"math/big"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -192,12 +193,16 @@ func TestTheMeasuredSizeIsNeverBelowTheMarshalled(t *testing.T) {
 	})
 }
 
+// ahead is what follows a body: with it numbers are read in the short way, and
+// without it in the long one.
+var ahead = rapid.SampledFrom([]string{"", readAhead})
+
 func TestIntegersAreTakenExactlyOrNotAtAll(t *testing.T) {
 	t.Parallel()
 	cat := families(t)
 	rapid.Check(t, func(t *rapid.T) {
 		number := rapid.StringMatching(`-?(0|[1-9][0-9]{0,21})(\.[0-9]{1,6}0{0,4})?([eE][+-]?[0-9]{1,2})?`).Draw(t, "number")
-		b, _, err := jsonpush.Decode(strings.NewReader(body([]string{`{"type": "narrow", "columns": ["v"], "rows": [[` + number + `]]}`})),
+		b, _, err := jsonpush.Decode(strings.NewReader(body([]string{`{"type": "narrow", "columns": ["v"], "rows": [[` + number + `]]}`})+ahead.Draw(t, "ahead")),
 			collector, cat, jsonpush.DefaultLimits(), now)
 		exact, ok := new(big.Rat).SetString(number)
 		require.True(t, ok)
@@ -214,18 +219,33 @@ func TestIntegersAreTakenExactlyOrNotAtAll(t *testing.T) {
 func TestFloatsAreRoundedOnce(t *testing.T) {
 	t.Parallel()
 	cat := families(t)
+	finite64 := rapid.Float64().Filter(func(v float64) bool { return !math.IsInf(v, 0) && !math.IsNaN(v) })
+	finite32 := rapid.Float32().Filter(func(v float32) bool { return !math.IsInf(float64(v), 0) && v == v })
+	number := rapid.OneOf(
+		rapid.StringMatching(`-?(0|[1-9][0-9]{0,18})(\.[0-9]{1,20})?([eE][+-]?[0-9]{1,2})?`),
+		rapid.StringMatching(`-?[0-9]\.[0-9]{1,3}`),
+		rapid.StringMatching(`-?(900719925474099[0-9]|167772[01][0-9])(\.[05]{1,3})?`), // about the last that all fit
+		rapid.Map(finite64, func(v float64) string { return encode(v) }),
+		rapid.Map(finite32, func(v float32) string { return encode(v) }),
+	)
 	rapid.Check(t, func(t *rapid.T) {
-		v := rapid.Float64().Filter(func(v float64) bool { return !math.IsInf(v, 0) && !math.IsNaN(v) }).Draw(t, "v")
-		b, _, err := jsonpush.Decode(strings.NewReader(body([]string{all("f8", encode(v))})), collector, cat, jsonpush.DefaultLimits(), now)
-		require.NoError(t, err)
-		tuples := b.Sections[0].Tuples
-		require.Equal(t, batch.AppendFloat64(nil, v), tuples[len(tuples)-12:])
-
-		f := rapid.Float32().Filter(func(v float32) bool { return !math.IsInf(float64(v), 0) && v == v }).Draw(t, "f")
-		b, _, err = jsonpush.Decode(strings.NewReader(body([]string{all("f4", encode(f))})), collector, cat, jsonpush.DefaultLimits(), now)
-		require.NoError(t, err)
-		tuples = b.Sections[0].Tuples
-		require.Equal(t, batch.AppendFloat32(nil, f), tuples[len(tuples)-8:])
+		s := number.Draw(t, "number")
+		for column, bits := range map[string]int{"f8": 64, "f4": 32} {
+			b, report, err := jsonpush.Decode(strings.NewReader(body([]string{good, all(column, s)})+ahead.Draw(t, "ahead")),
+				collector, cat, jsonpush.DefaultLimits(), now)
+			require.NoError(t, err)
+			v, err := strconv.ParseFloat(s, bits)
+			if err != nil {
+				require.Len(t, report.Rejected, 1, s)
+				continue
+			}
+			require.Empty(t, report.Rejected, s)
+			want := batch.AppendFloat64(nil, v)
+			if bits == 32 {
+				want = batch.AppendFloat32(nil, float32(v))
+			}
+			require.Equal(t, want, b.Sections[1].Tuples[len(b.Sections[1].Tuples)-len(want):], s)
+		}
 	})
 }
 

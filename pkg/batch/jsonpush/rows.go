@@ -35,50 +35,69 @@ func (d *decoder) rows(scan *scanner, it *item, final bool) error {
 			return scan.leave()
 		}
 	}
-	enc := rowEncoder{decoder: d, item: it}
+	enc := rowEncoder{decoder: d, scan: scan, item: it}
 	for row := 0; scan.more(); row++ {
+		var err error
 		if it.rejection != nil {
-			if err := scan.skip(); err != nil {
-				return err
-			}
-			continue
+			err = scan.skip()
+		} else {
+			err = enc.row(row)
 		}
-		raw, err := scan.value()
 		if err != nil {
-			return err
-		}
-		if err := enc.row(raw, row); err != nil {
 			return err
 		}
 	}
 	return scan.leave()
 }
 
-// rowEncoder appends the rows of one item to the tuples.
+// rowEncoder appends the rows of one item to the tuples, value by value as they
+// are read.
 type rowEncoder struct {
 	*decoder
-	item   *item
-	lead   []byte   // what every tuple begins with
-	values [][]byte // of a row that is an object, by field
+	scan *scanner
+	item *item
+	lead []byte // what every tuple begins with
+
+	// Of a row that is an object, whose members come in any order.
+	values []byte  // encoded, as they came
+	places []place // by field
+	us     int64   // the row's time
 }
 
-// row encodes one row. Its faults refuse the item.
-func (e *rowEncoder) row(raw []byte, row int) error {
+// place is where the value of a field lies in values.
+type place struct {
+	start, end int
+	given      bool
+}
+
+// row encodes the next row. Its faults refuse the item.
+func (e *rowEncoder) row(row int) error {
 	it, p := e.item, e.item.plan
 	if e.lead == nil {
 		e.begin()
 	}
-	if e.rowCount++; e.rowCount > e.limits.MaxRows {
-		return tooLarge("/metrics", codeTooManyRows, "the body has more rows than allowed")
-	}
 	e.reserve()
-	switch k := kindOf(raw); {
+	depth := len(e.scan.nest)
+	e.scan.whole = true
+	var err error
+	switch k := e.scan.peek(); {
 	case k == kindArray && !p.byName:
-		e.array(raw, row)
+		err = e.array(row)
 	case k == kindObject && p.byName:
-		e.object(raw, row)
+		err = e.object(row)
 	default:
 		it.refuse(rowPointer(row), rowsInvalid)
+		err = e.scan.skip()
+	}
+	if err != nil {
+		return err
+	}
+	if err := e.scan.unwind(depth); err != nil {
+		return err
+	}
+	e.scan.pass()
+	if e.rowCount++; e.rowCount > e.limits.MaxRows {
+		return tooLarge("/metrics", codeTooManyRows, "the body has more rows than allowed")
 	}
 	it.rows++
 	return e.fits()
@@ -99,97 +118,178 @@ func (e *rowEncoder) begin() {
 	it.lead = e.leadOf(it)
 	e.lead = batch.AppendTuple(nil, batch.LeadFields+len(it.plan.columns), timeOf(it.lead.us), it.lead.server.id)
 	if it.plan.byName {
-		e.values = make([][]byte, len(it.plan.fields))
+		e.places = make([]place, len(it.plan.fields))
 	}
 }
 
-func (e *rowEncoder) array(raw []byte, row int) {
+// array encodes a row that is an array, up to its end or its first fault.
+func (e *rowEncoder) array(row int) error {
+	s, it, fields := e.scan, e.item, e.item.plan.fields
+	if err := s.open(); err != nil {
+		return err
+	}
 	start := len(e.tuples)
-	e.tuples = append(e.tuples, e.lead...)
-	fields := e.item.plan.fields
-	values := walk(raw)
+	dst := append(e.tuples, e.lead...)
 	for i := range fields {
-		value, ok := values.next()
-		if !ok {
-			e.item.refuse(rowPointer(row), rowArity)
-			return
+		f := &fields[i]
+		var done bool
+		if dst, done = f.appendShort(dst, s); done {
+			continue
 		}
-		if bad := e.value(&fields[i], value, start, row); bad != nil {
-			e.item.refuse(rowPointer(row)+"/"+strconv.Itoa(i), bad)
-			return
+		if !s.more() {
+			it.refuse(rowPointer(row), rowArity)
+			return nil
+		}
+		raw, err := s.element()
+		if err != nil {
+			return err
+		}
+		var bad *problem
+		if f.isTime {
+			var us int64
+			if us, bad = rowTime(raw); bad == nil {
+				e.setTime(dst[start:], us, row)
+			}
+		} else {
+			dst, bad = f.append(dst, raw)
+		}
+		if bad != nil {
+			it.refuse(rowPointer(row)+"/"+strconv.Itoa(i), bad)
+			return nil
 		}
 	}
-	if _, more := values.next(); more {
-		e.item.refuse(rowPointer(row), rowArity)
+	if s.more() {
+		it.refuse(rowPointer(row), rowArity)
 	}
+	e.tuples = dst
+	return nil
 }
 
-func (e *rowEncoder) object(raw []byte, row int) {
-	p := e.item.plan
-	clear(e.values)
-	members := walk(raw)
-	at := 0
-	for {
-		quoted, ok := members.next()
-		if !ok {
-			break
-		}
-		value, _ := members.next()
-		name := text(quoted)
-		if at, ok = p.find(name, at); !ok {
-			e.item.refuse(rowPointer(row), columnUnknown)
-			return
-		}
-		if k := kindOf(value); k == kindObject || k == kindArray {
-			e.item.refuse(rowPointer(row)+"/"+p.fields[at].name, valueType)
-			return
-		}
-		e.values[at] = value
-		at++
+// object encodes a row that is an object, up to its end or its first fault.
+func (e *rowEncoder) object(row int) error {
+	s, p := e.scan, e.item.plan
+	if err := s.open(); err != nil {
+		return err
 	}
-	if hasTime := e.values[p.timeAt] != nil; e.item.rows > 0 && hasTime != e.item.ownTime {
-		e.item.refuse(rowPointer(row), rowTimeMixed)
+	clear(e.places)
+	e.values = e.values[:0]
+	for at := 0; s.more(); at++ {
+		quoted, err := s.rawName()
+		if err != nil {
+			return err
+		}
+		var known bool
+		if at, known = p.find(text(quoted), at); !known {
+			e.item.refuse(rowPointer(row), columnUnknown)
+			return e.pass(quoted)
+		}
+		if e.places[at].given {
+			return s.broken(-len(quoted), errDuplicate)
+		}
+		e.places[at] = place{given: true, start: len(e.values)}
+		if err := s.colon(); err != nil {
+			return err
+		}
+		bad, err := e.member(&p.fields[at])
+		if err != nil {
+			return err
+		}
+		if bad != nil {
+			e.item.refuse(rowPointer(row)+"/"+p.fields[at].name, bad)
+			return e.pass(nil)
+		}
+		e.places[at].end = len(e.values)
+	}
+	e.join(row)
+	return nil
+}
+
+// member encodes the next value of a row that is an object.
+func (e *rowEncoder) member(f *field) (*problem, error) {
+	var done bool
+	if e.values, done = f.appendShort(e.values, e.scan); done {
+		return nil, nil
+	}
+	raw, err := e.scan.element()
+	if err != nil {
+		return nil, err
+	}
+	var bad *problem
+	if f.isTime {
+		e.us, bad = rowTime(raw)
+	} else {
+		e.values, bad = f.append(e.values, raw)
+	}
+	return bad, nil
+}
+
+// pass prepares the scanner to pass over the rest of a row that is an object:
+// it must know the names so far to find one that comes twice. The last one may
+// be that of no field.
+func (e *rowEncoder) pass(quoted []byte) error {
+	s := e.scan
+	first := s.names.len()
+	for i, place := range e.places {
+		if place.given {
+			s.names.add([]byte(`"`+e.item.plan.fields[i].name+`"`), first)
+		}
+	}
+	if quoted != nil {
+		s.names.add(quoted, first)
+		if err := s.colon(); err != nil {
+			return err
+		}
+	}
+	if s.due == dueValue {
+		return s.enter()
+	}
+	return nil
+}
+
+// join puts the values of a row that is an object into the order of the fields.
+func (e *rowEncoder) join(row int) {
+	it, p := e.item, e.item.plan
+	timed := e.places[p.timeAt].given
+	if it.rows > 0 && timed != it.ownTime {
+		it.refuse(rowPointer(row), rowTimeMixed)
 		return
 	}
 	start := len(e.tuples)
-	e.tuples = append(e.tuples, e.lead...)
-	for i, value := range e.values {
-		if value == nil {
-			if i == p.timeAt {
-				continue
-			}
-			value = null
-		}
-		if bad := e.value(&p.fields[i], value, start, row); bad != nil {
-			e.item.refuse(rowPointer(row)+"/"+p.fields[i].name, bad)
+	dst := append(e.tuples, e.lead...)
+	if timed {
+		e.setTime(dst[start:], e.us, row)
+	}
+	for i, place := range e.places {
+		switch {
+		case i == p.timeAt:
+		case place.given:
+			dst = append(dst, e.values[place.start:place.end]...)
+		case p.fields[i].notNull:
+			it.refuse(rowPointer(row)+"/"+p.fields[i].name, valueNull)
 			return
+		default:
+			dst = batch.AppendNull(dst)
 		}
 	}
+	e.tuples = dst
 }
 
-var null = []byte("null")
-
-// value appends one value, or puts a row's time to the front of its tuple,
-// which begins at start.
-func (e *rowEncoder) value(f *field, raw []byte, start, row int) *problem {
-	if !f.isTime {
-		var bad *problem
-		e.tuples, bad = f.append(e.tuples, raw)
-		return bad
-	}
+// rowTime returns the time of a row in microseconds since 1970.
+func rowTime(raw []byte) (int64, *problem) {
 	switch kindOf(raw) {
 	case kindString:
+		if us, ok := parseTime(text(raw)); ok {
+			return us, nil
+		}
 	case kindNull:
-		return valueNull
-	default:
-		return valueTime
+		return 0, valueNull
 	}
-	us, ok := parseTime(text(raw))
-	if !ok {
-		return valueTime
-	}
-	// Not appended: it overwrites the time that the lead brought.
-	batch.AppendTime(e.tuples[:start+timeOffset], timeOf(us))
+	return 0, valueTime
+}
+
+// setTime overwrites the time that the lead brought into a row's tuple.
+func (e *rowEncoder) setTime(tuple []byte, us int64, row int) {
+	batch.AppendTime(tuple[:timeOffset], timeOf(us))
 	it := e.item
 	if it.rows == 0 || us < it.minUS {
 		it.minUS, it.minRow = us, row
@@ -198,5 +298,4 @@ func (e *rowEncoder) value(f *field, raw []byte, start, row int) *problem {
 		it.maxUS, it.maxRow = us, row
 	}
 	it.ownTime = true
-	return nil
 }
