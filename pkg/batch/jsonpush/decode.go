@@ -18,6 +18,8 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -51,6 +53,9 @@ func Decode(body io.Reader, collector uuid.UUID, cat *catalogue.Catalogue, lim L
 		servers:   map[string]server{},
 		overhead:  envelopeOverhead,
 	}
+	memory := scratches.Get().(*scratch)
+	d.scan.buf, d.tuples = memory.window[:0], memory.tuples[:0]
+	defer func() { memory.keep(d.scan.buf, d.tuples) }()
 	if err := d.members(); err != nil {
 		return nil, nil, err
 	}
@@ -67,6 +72,39 @@ func Decode(body io.Reader, collector uuid.UUID, cat *catalogue.Catalogue, lim L
 	}
 	b.Seal()
 	return b, report, nil
+}
+
+// scratch is memory that decoding takes and the batch does not keep. Without
+// it, getting and clearing memory costs more than reading the JSON.
+type scratch struct {
+	window []byte // of the scanner
+	tuples []byte
+}
+
+var scratches = sync.Pool{New: func() any { return new(scratch) }}
+
+// maxScratch is the largest buffer in bytes that is kept for the next body. It
+// holds the tuples of usual batches, and is little beside what an unusual one
+// takes.
+const maxScratch = 256 << 10
+
+func (m *scratch) keep(window, tuples []byte) {
+	if cap(window) <= maxScratch {
+		m.window = window
+	}
+	if cap(tuples) <= maxScratch {
+		m.tuples = tuples
+	}
+	scratches.Put(m)
+}
+
+// takeTuples returns the tuples for the batch to keep: a copy, unless they are
+// too large to be kept for the next body.
+func (d *decoder) takeTuples() []byte {
+	if cap(d.tuples) > maxScratch {
+		return d.tuples
+	}
+	return slices.Clone(d.tuples)
 }
 
 // decoder is the state of one body.
@@ -202,6 +240,7 @@ func (d *decoder) identify(now time.Time) (*batch.Batch, error) {
 // assemble puts the accepted items into the batch. It is here that times are
 // judged, because only now the batch's own time is known for certain.
 func (d *decoder) assemble(b *batch.Batch) (*Report, error) {
+	tuples := d.takeTuples()
 	report := &Report{
 		ItemsAccepted: d.emptyItems,
 		MetricsCount:  d.itemCount,
@@ -217,7 +256,7 @@ func (d *decoder) assemble(b *batch.Batch) (*Report, error) {
 			d.rejected = append(d.rejected, *it.rejection)
 			continue
 		}
-		rows := d.tuples[it.start:it.end:it.end]
+		rows := tuples[it.start:it.end:it.end]
 		if final != it.lead {
 			stamp(rows, final.server.id, final.us, it.ownTime)
 		}
