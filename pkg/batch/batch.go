@@ -52,7 +52,10 @@ type Section struct {
 	Rows     int
 	MinTime  time.Time
 	MaxTime  time.Time
-	Tuples   []byte // Rows COPY tuples back to back, without header and trailer
+	Tuples   []byte // Rows COPY tuples back to back, without header and trailer; nil until Expand if the envelope has them packed
+
+	packed   []byte // Tuples as one s2 block, instead of them
+	unpacked int    // bytes of Tuples in packed
 }
 
 // Column is one column of a section's tuples.
@@ -70,14 +73,16 @@ func (b *Batch) Rows() int {
 	return n
 }
 
-// TupleBytes returns the bytes of tuples in all sections.
+// TupleBytes returns the bytes of tuples in all sections, expanded or not.
 func (b *Batch) TupleBytes() int {
 	n := 0
 	for i := range b.Sections {
-		n += len(b.Sections[i].Tuples)
+		n += b.Sections[i].tupleBytes()
 	}
 	return n
 }
+
+func (s *Section) tupleBytes() int { return len(s.Tuples) + s.unpacked }
 
 // ServerID returns the id of a collector's server: UUIDv5 in the collector's
 // id as name space. It is computed, never looked up.
@@ -101,7 +106,8 @@ func (b *Batch) MessageID() string {
 // differs between two attempts to send the same batch.
 func (b *Batch) Seal() { b.Digest = b.digest() }
 
-// Intact reports whether Digest is that of the content.
+// Intact reports whether Digest is that of the content, which must have been
+// expanded.
 func (b *Batch) Intact() bool { return b.Digest == b.digest() }
 
 // digest hashes every stored field, each length-prefixed or of fixed size, so

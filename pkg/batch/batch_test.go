@@ -91,6 +91,9 @@ func mutate(v reflect.Value, path string, check func(path string)) {
 	switch v.Kind() {
 	case reflect.Struct:
 		for i := range v.NumField() {
+			if !v.Type().Field(i).IsExported() {
+				continue // how the envelope had the tuples; of an expanded batch nothing
+			}
 			mutate(v.Field(i), strings.TrimPrefix(path+"."+v.Type().Field(i).Name, "."), check)
 		}
 	case reflect.Slice:

@@ -2,6 +2,7 @@ package bus
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -24,11 +25,15 @@ func (b *Bus) Publisher() *Publisher { return &Publisher{bus: b} }
 // Publish never repeats by itself, for the sender has the longer patience and
 // the batch on its disk.
 func (p *Publisher) Publish(ctx context.Context, b *batch.Batch) (duplicate bool, err error) {
-	data, err := b.Marshal()
-	if err != nil {
+	begin := time.Now()
+	data, err := b.MarshalWithin(int(p.bus.MaxPayload()) - Headroom)
+	switch {
+	case errors.Is(err, batch.ErrTooLarge):
+		p.observe(resultTooLarge, begin)
+		return false, tooLarge(err)
+	case err != nil:
 		return false, err
 	}
-	begin := time.Now()
 	ack, err := p.publish(ctx, b, data)
 	if err != nil {
 		e, result := classifyPublish(err)
@@ -44,9 +49,6 @@ func (p *Publisher) Publish(ctx context.Context, b *batch.Batch) (duplicate bool
 }
 
 func (p *Publisher) publish(ctx context.Context, b *batch.Batch, data []byte) (*jetstream.PubAck, error) {
-	if int64(len(data)) > p.bus.MaxPayload()-Headroom {
-		return nil, nats.ErrMaxPayload
-	}
 	ctx, done := p.bus.request(ctx)
 	defer done()
 	return p.bus.js.PublishMsg(ctx,

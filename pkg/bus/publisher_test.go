@@ -132,6 +132,17 @@ func TestLargestBatchIsTakenAndALargerOneRefused(t *testing.T) {
 	_, err = w.Publisher().Publish(t.Context(), b)
 	require.Equal(t, fault.TooLarge, fault.ClassOf(err))
 
-	w.publish(1, natsserver.MaxPayload-Headroom-(len(data)-(natsserver.MaxPayload-Headroom)))
+	largest := natsserver.MaxPayload - Headroom - (len(data) - (natsserver.MaxPayload - Headroom))
+	w.publish(1, largest)
 	require.EqualValues(t, 1, w.status().Messages)
+
+	// How well a batch packs does not matter.
+	b.Sections[0].Tuples = make([]byte, largest+1)
+	b.Seal()
+	_, err = w.Publisher().Publish(t.Context(), b)
+	require.Equal(t, fault.TooLarge, fault.ClassOf(err))
+	b.Sections[0].Tuples = make([]byte, largest)
+	b.Seal()
+	_, err = w.Publisher().Publish(t.Context(), b)
+	require.NoError(t, err)
 }

@@ -290,6 +290,8 @@ func (s *stack) batches(n int) []*batch.Batch {
 		for _, d := range got {
 			b, err := batch.Unmarshal(d.Payload)
 			require.NoError(s.t, err)
+			b, err = b.Expand()
+			require.NoError(s.t, err)
 			require.NoError(s.t, d.Ack(s.t.Context()))
 			all = append(all, b)
 		}

@@ -82,7 +82,11 @@ func (in *Ingester) tryLoad(ctx context.Context, load []*message) ([]batch.Outco
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), in.cfg.LoadTimeout)
 	defer cancel()
 	start := time.Now()
-	outcomes, err := in.store.Load(ctx, items(load))
+	items, err := items(load)
+	if err != nil {
+		return nil, err
+	}
+	outcomes, err := in.store.Load(ctx, items)
 	in.metrics.load(start, err)
 	return outcomes, err
 }
@@ -147,7 +151,7 @@ func (in *Ingester) judge(ctx context.Context, m *message, err error) {
 	class := fault.ClassOf(err)
 	switch class.Verb() {
 	case fault.Bury:
-		in.bury(ctx, m, "data_error", err)
+		in.bury(ctx, m, buryReason(err), err)
 	case fault.Aside:
 		if in.suspects.failed(m.place(), in.cfg.UnknownFor, 1, false) {
 			in.bury(ctx, m, "unknown_schema", err)

@@ -1,6 +1,7 @@
 package ingester
 
 import (
+	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -93,10 +94,24 @@ func cut(messages []*message, known *suspects, maxRows, maxBytes int) [][]*messa
 	return loads
 }
 
-func items(load []*message) []batch.Item {
+// items expands the batches of a load. The messages keep them packed, so that
+// of all that was fetched only what is being loaded is held in full.
+func items(load []*message) ([]batch.Item, error) {
 	items := make([]batch.Item, len(load))
 	for i, m := range load {
-		items[i] = batch.Item{Batch: m.batch, Position: m.Position}
+		expanded, err := m.batch.Expand()
+		if err != nil {
+			return nil, err
+		}
+		items[i] = batch.Item{Batch: expanded, Position: m.Position}
 	}
-	return items
+	return items, nil
+}
+
+// buryReason names why a batch that failed alone can never be stored.
+func buryReason(err error) string {
+	if errors.Is(err, batch.ErrDamaged) {
+		return "undecodable"
+	}
+	return "data_error"
 }

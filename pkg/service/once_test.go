@@ -240,20 +240,57 @@ func TestABatchOfAnUnknownFamilyWaitsAndItsNeighboursPass(t *testing.T) {
 func TestABatchFromANewerGatewayWaits(t *testing.T) {
 	t.Parallel()
 	l := newLine(t, lineConfig{bus: bus.Config{AckWait: time.Second}})
-	payload, err := proto.Marshal(&batchpb.Batch{Version: 2})
-	require.NoError(t, err)
-	nc, err := nats.Connect(l.nats.URL())
-	require.NoError(t, err)
-	defer nc.Close()
-	js, err := jetstream.New(nc)
-	require.NoError(t, err)
-	_, err = js.Publish(t.Context(), "pganalytics.batch."+uuid.NewString(), payload)
-	require.NoError(t, err)
+	l.publishRaw(&batchpb.Batch{Version: 1000})
 	l.publish(newBatch(10))
 	l.ingest(settings(), nil)
 	l.eventually("the neighbour is stored", func() bool { return l.rows() == 10 })
 	l.eventually("the new one is tried again", func() bool { return l.status().Redelivered > 0 })
 	require.Empty(t, l.letters())
+}
+
+// A load holds many messages, of which only one does not expand.
+func TestABatchThatDoesNotExpandIsADeadLetterAndItsNeighboursAreStored(t *testing.T) {
+	t.Parallel()
+	l := newLine(t, lineConfig{})
+	damaged := newBatch(500)
+	data, err := damaged.Marshal()
+	require.NoError(t, err)
+	m := &batchpb.Batch{}
+	require.NoError(t, proto.Unmarshal(data, m))
+	require.NotEmpty(t, m.Sections[0].Packed)
+	m.Sections[0].Packed = m.Sections[0].Packed[:len(m.Sections[0].Packed)/2]
+	var payload []byte
+	for i := range 20 {
+		if i == 7 {
+			payload = l.publishRaw(m)
+		}
+		l.publish(newBatch(500))
+	}
+	one := settings()
+	one.Loaders = 1
+	l.ingest(one, nil)
+	l.settled()
+	require.Equal(t, 20*500, l.rows())
+	letters := l.letters()
+	require.Len(t, letters, 1)
+	require.Equal(t, "undecodable", letters[0].Reason)
+	require.Equal(t, damaged.ID, letters[0].BatchID)
+	require.Equal(t, payload, letters[0].Payload, "the original bytes")
+}
+
+// publishRaw publishes an envelope that the publisher would not write.
+func (l *line) publishRaw(m *batchpb.Batch) []byte {
+	l.t.Helper()
+	payload, err := proto.Marshal(m)
+	require.NoError(l.t, err)
+	nc, err := nats.Connect(l.nats.URL())
+	require.NoError(l.t, err)
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	require.NoError(l.t, err)
+	_, err = js.Publish(l.t.Context(), "pganalytics.batch."+uuid.NewString(), payload)
+	require.NoError(l.t, err)
+	return payload
 }
 
 func TestWhatTheDeadLettersDoNotTakeStaysOnTheStream(t *testing.T) {

@@ -100,7 +100,7 @@ func (Type) EnumDescriptor() ([]byte, []int) {
 // Batch carries everything that is needed to store one push.
 type Batch struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Version of this layout; 1.
+	// Version of this layout: 2 if a section is packed, else 1.
 	Version uint32 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
 	// The collector that sent it, 16 bytes.
 	CollectorId []byte `protobuf:"bytes,2,opt,name=collector_id,json=collectorId,proto3" json:"collector_id,omitempty"`
@@ -368,7 +368,10 @@ type Section struct {
 	MinTimeUs int64 `protobuf:"varint,6,opt,name=min_time_us,json=minTimeUs,proto3" json:"min_time_us,omitempty"`
 	MaxTimeUs int64 `protobuf:"varint,7,opt,name=max_time_us,json=maxTimeUs,proto3" json:"max_time_us,omitempty"`
 	// The rows as PostgreSQL binary COPY tuples, without header and trailer.
-	Tuples        []byte `protobuf:"bytes,8,opt,name=tuples,proto3" json:"tuples,omitempty"`
+	Tuples []byte `protobuf:"bytes,8,opt,name=tuples,proto3" json:"tuples,omitempty"`
+	// The same as one s2 block, instead of tuples; from version 2. The digest is
+	// that of the tuples.
+	Packed        []byte `protobuf:"bytes,9,opt,name=packed,proto3" json:"packed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -459,6 +462,13 @@ func (x *Section) GetTuples() []byte {
 	return nil
 }
 
+func (x *Section) GetPacked() []byte {
+	if x != nil {
+		return x.Packed
+	}
+	return nil
+}
+
 type Column struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -537,7 +547,7 @@ const file_batch_proto_rawDesc = "" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\"1\n" +
 	"\x05Label\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value\"\xf4\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\"\x8c\x02\n" +
 	"\aSection\x12\x16\n" +
 	"\x06family\x18\x01 \x01(\tR\x06family\x12\x16\n" +
 	"\x06server\x18\x02 \x01(\tR\x06server\x12\x1b\n" +
@@ -546,7 +556,8 @@ const file_batch_proto_rawDesc = "" +
 	"\x04rows\x18\x05 \x01(\x04R\x04rows\x12\x1e\n" +
 	"\vmin_time_us\x18\x06 \x01(\x03R\tminTimeUs\x12\x1e\n" +
 	"\vmax_time_us\x18\a \x01(\x03R\tmaxTimeUs\x12\x16\n" +
-	"\x06tuples\x18\b \x01(\fR\x06tuples\"F\n" +
+	"\x06tuples\x18\b \x01(\fR\x06tuples\x12\x16\n" +
+	"\x06packed\x18\t \x01(\fR\x06packed\"F\n" +
 	"\x06Column\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12(\n" +
 	"\x04type\x18\x02 \x01(\x0e2\x14.pganalytics.v1.TypeR\x04type*\xc2\x01\n" +
