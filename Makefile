@@ -43,7 +43,7 @@ test-go: go ## Run the Go tests alone. TESTFLAGS: more flags for go test.
 bench: go ## Measure against a plain COPY. DATABASE_URL: use that TimescaleDB.
 	@mkdir -p bin
 	@$(GO) build $(BUILDFLAGS) -o bin/ ./cmd/pganalytics ./loadtest/bench >&2
-	@exec $(if $(DATABASE_URL),,$(RUN)) bin/bench $(ARGS)
+	@exec $(if $(DATABASE_URL),,$(RUN)) bin/bench line $(ARGS)
 
 .PHONY: vet
 vet: go ## Run go vet.

@@ -35,7 +35,7 @@ var stages = []struct{ name, function string }{
 // time went.
 func (s *system) profile(ctx context.Context, sh shape, rnd *rand.Rand) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet,
-		fmt.Sprintf("%s/debug/pprof/profile?seconds=%d", s.endpoints.Admin, int(profileTime.Seconds())), nil)
+		fmt.Sprintf("%s/debug/pprof/profile?seconds=%d", s.serve.admin, int(profileTime.Seconds())), nil)
 	if err != nil {
 		return err
 	}
@@ -55,9 +55,9 @@ func (s *system) profile(ctx context.Context, sh shape, rnd *rand.Rand) error {
 		profiled <- answer{p, err}
 	}()
 	loads := sh.payloads(sh.batches, rnd)
-	rows := 0
-	for start := time.Now(); time.Since(start) < profileTime; rows += sh.rows * len(loads) {
-		if _, err := s.pushAll(ctx, sh, loads); err != nil {
+	base := time.Now().Add(-loads[len(loads)-1].after)
+	for start := time.Now(); time.Since(start) < profileTime; {
+		if _, err := s.pushAll(ctx, sh, loads, base); err != nil {
 			return err
 		}
 	}

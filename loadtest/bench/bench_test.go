@@ -1,0 +1,61 @@
+package main
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/stretchr/testify/require"
+
+	"pganalytics/pkg/batch"
+	"pganalytics/pkg/batch/jsonpush"
+	"pganalytics/pkg/catalogue"
+)
+
+func TestPushBaselineAndBacklogHaveTheSameRows(t *testing.T) {
+	t.Parallel()
+	cat, err := catalogue.Load(catalogueFiles())
+	require.NoError(t, err)
+	for _, sh := range shapes {
+		s := &sender{id: uuid.New()}
+		p := sh.payload(3, rand.New(rand.NewPCG(1, 2)))
+		at := time.Now().UTC().Truncate(time.Microsecond)
+		body, err := s.body(nil, sh, p, at)
+		require.NoError(t, err)
+
+		pushed, report, err := jsonpush.Decode(bytes.NewReader(body), s.id, cat, jsonpush.DefaultLimits(), time.Now())
+		require.NoError(t, err)
+		require.Empty(t, report.Rejected)
+		require.Len(t, pushed.Sections, 1)
+		section := pushed.Sections[0]
+		require.Equal(t, sh.rows, section.Rows)
+		require.Equal(t, p.tuples(at, batch.ServerID(s.id, p.server)), section.Tuples)
+
+	}
+}
+
+func TestQuantilesAreThoseOfTheNearestRank(t *testing.T) {
+	t.Parallel()
+	v := []float64{5, 1, 4, 2, 3}
+	require.Equal(t, 3.0, median(v))
+	require.Equal(t, 2.5, median([]float64{1, 2, 3, 4}))
+	require.Equal(t, 5.0, quantile(v, .99))
+	require.Equal(t, 3.0, quantile(v, .5))
+}
+
+func TestCPUTimeOfAProcessIsSeen(t *testing.T) {
+	t.Parallel()
+	before, err := cpuTime(os.Getpid())
+	require.NoError(t, err)
+	for deadline := time.Now().Add(time.Minute); ; {
+		after, err := cpuTime(os.Getpid())
+		require.NoError(t, err)
+		if after-before > 10*time.Millisecond {
+			return
+		}
+		require.True(t, time.Now().Before(deadline))
+	}
+}

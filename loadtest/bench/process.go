@@ -1,0 +1,117 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"pganalytics/pkg/service"
+)
+
+// process is a program of ours that runs.
+type process struct {
+	cmd       *exec.Cmd
+	log       string // file
+	endpoints string // file
+	admin     string // address
+}
+
+// start runs a program that lies beside this one, with its files in dir under
+// the name given.
+func start(dir, name string, db *database, program string, args ...string) (*process, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	admin, err := freeAddress()
+	if err != nil {
+		return nil, err
+	}
+	p := &process{
+		log: filepath.Join(dir, name+".log"), endpoints: filepath.Join(dir, name+".endpoints"),
+		admin: "http://" + admin,
+	}
+	log, err := os.Create(p.log)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = log.Close() }() // the program has its own
+	p.cmd = exec.CommandContext(context.Background(), filepath.Join(filepath.Dir(self), program),
+		append(args, "--log-level", "warn", "--admin-listen", admin, "--endpoints-file", p.endpoints)...)
+	p.cmd.Env = append(os.Environ(), "PGANALYTICS_DATABASE_URL="+db.url())
+	p.cmd.Stdout, p.cmd.Stderr = log, log
+	// It must outlive neither this process nor be ended by the terminal's Ctrl-C
+	// before what it serves.
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
+	if err := p.cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start %s (make builds it): %w", program, err)
+	}
+	return p, nil
+}
+
+// freeAddress returns an address on the loopback that nobody listens on.
+func freeAddress() (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	return l.Addr().String(), l.Close()
+}
+
+func (p *process) pid() int { return p.cmd.Process.Pid }
+
+// ready waits until the process tells where it is found.
+func (p *process) ready(ctx context.Context) (e service.Endpoints, err error) {
+	err = p.await(ctx, "ready", func() error {
+		data, err := os.ReadFile(p.endpoints)
+		if err != nil {
+			return err
+		}
+		return json.Unmarshal(data, &e)
+	})
+	return e, err
+}
+
+// await tries f until it succeeds, for a minute.
+func (p *process) await(ctx context.Context, what string, f func() error) error {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		err := f()
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil || time.Now().After(deadline) {
+			return fmt.Errorf("%s is not %s: %w\n%s", filepath.Base(p.cmd.Path), what, err, p.tail())
+		}
+	}
+}
+
+// tail is the end of what the process has logged.
+func (p *process) tail() []byte {
+	data, err := os.ReadFile(p.log)
+	if err != nil {
+		return []byte(err.Error())
+	}
+	return bytes.TrimSpace(data[max(0, len(data)-2000):])
+}
+
+// stop ends the processes in good order, all at once.
+func stop(processes ...*process) error {
+	var errs []error
+	for _, p := range processes {
+		errs = append(errs, p.cmd.Process.Signal(syscall.SIGTERM))
+	}
+	for _, p := range processes {
+		if err := p.cmd.Wait(); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w\n%s", filepath.Base(p.cmd.Path), err, p.tail()))
+		}
+	}
+	return errors.Join(errs...)
+}
