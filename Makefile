@@ -40,10 +40,22 @@ test-go: go ## Run the Go tests alone. TESTFLAGS: more flags for go test.
 		$(GO) test -race -count=1 -p $(JOBS) -parallel 4 -timeout 10m $(TESTFLAGS) ./...
 
 .PHONY: bench
-bench: go ## Measure against a plain COPY. DATABASE_URL: use that TimescaleDB.
-	@mkdir -p bin
-	@$(GO) build $(BUILDFLAGS) -o bin/ ./cmd/pganalytics ./loadtest/bench >&2
-	@exec $(if $(DATABASE_URL),,$(RUN)) bin/bench line $(ARGS)
+bench: go ## Measure push to commit against a plain COPY. DATABASE_URL: use that TimescaleDB; ARGS: see ARGS=-h.
+	@$(call BENCH,line)
+
+.PHONY: bench-drain
+bench-drain: go ## Measure how ingesters drain a backlog. ARGS="-only batch": only those scenarios.
+	@$(call BENCH,drain)
+
+.PHONY: bench-skip
+bench-skip: go ## Measure what batches cost that are stored already.
+	@$(call BENCH,skip)
+
+define BENCH
+mkdir -p bin; \
+$(GO) build $(BUILDFLAGS) -o bin/ ./cmd/... ./loadtest/bench >&2; \
+exec $(if $(DATABASE_URL),,$(RUN)) bin/bench $(1) $(ARGS)
+endef
 
 .PHONY: vet
 vet: go ## Run go vet.

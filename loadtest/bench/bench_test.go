@@ -34,6 +34,9 @@ func TestPushBaselineAndBacklogHaveTheSameRows(t *testing.T) {
 		require.Equal(t, sh.rows, section.Rows)
 		require.Equal(t, p.tuples(at, batch.ServerID(s.id, p.server)), section.Tuples)
 
+		filled, err := sh.batch(s.id, p, at)
+		require.NoError(t, err)
+		require.Equal(t, pushed.Sections, filled.Sections)
 	}
 }
 

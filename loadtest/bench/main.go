@@ -3,6 +3,8 @@
 // that a machine whose speed drifts drifts for both.
 //
 //	line    push to commit against a plain COPY of the same rows
+//	drain   a backlog on the stream: its size, size of batches, loaders, ingesters
+//	skip    batches that are stored already
 package main
 
 import (
@@ -21,6 +23,7 @@ type options struct {
 	runs  int
 	scale float64
 	gate  bool
+	only  string
 }
 
 type mode struct {
@@ -30,6 +33,8 @@ type mode struct {
 
 var modes = []mode{
 	{"line", benchLine},
+	{"drain", benchDrain},
+	{"skip", benchSkip},
 }
 
 func main() {
@@ -43,10 +48,11 @@ func main() {
 
 func run(ctx context.Context, args []string) error {
 	var o options
-	flags := flag.NewFlagSet("bench line", flag.ContinueOnError)
+	flags := flag.NewFlagSet("bench line|drain|skip", flag.ContinueOnError)
 	flags.IntVar(&o.runs, "runs", 5, "measured runs of each kind")
 	flags.Float64Var(&o.scale, "scale", 1, "share of the rows or seconds of a full run")
 	flags.BoolVar(&o.gate, "gate", false, "fail when a figure misses its gate")
+	flags.StringVar(&o.only, "only", "", "of drain, only the scenarios whose name holds this")
 	if len(args) == 0 {
 		args = []string{"-h"}
 	}

@@ -35,6 +35,9 @@ var (
 // of them at one moment, and the servers take turns.
 const servers = 50
 
+// withRows returns the shape with other batches.
+func (sh shape) withRows(rows int) shape { sh.rows = rows; return sh }
+
 func (sh shape) columnType() catalogue.Type {
 	if sh.values == 1 {
 		return catalogue.DoublePrecision
