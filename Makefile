@@ -47,6 +47,10 @@ bench: go ## Measure push to commit against a plain COPY. DATABASE_URL: use that
 bench-drain: go ## Measure how ingesters drain a backlog. ARGS="-only batch": only those scenarios.
 	@$(call BENCH,drain)
 
+.PHONY: bench-fresh
+bench-fresh: go ## Measure how soon rows are visible, and pushes against bare publishes.
+	@$(call BENCH,fresh)
+
 .PHONY: bench-skip
 bench-skip: go ## Measure what batches cost that are stored already.
 	@$(call BENCH,skip)

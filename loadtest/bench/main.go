@@ -4,6 +4,7 @@
 //
 //	line    push to commit against a plain COPY of the same rows
 //	drain   a backlog on the stream: its size, size of batches, loaders, ingesters
+//	fresh   202 to the row being visible, and a push against a bare publish
 //	skip    batches that are stored already
 package main
 
@@ -34,6 +35,7 @@ type mode struct {
 var modes = []mode{
 	{"line", benchLine},
 	{"drain", benchDrain},
+	{"fresh", benchFresh},
 	{"skip", benchSkip},
 }
 
@@ -48,7 +50,7 @@ func main() {
 
 func run(ctx context.Context, args []string) error {
 	var o options
-	flags := flag.NewFlagSet("bench line|drain|skip", flag.ContinueOnError)
+	flags := flag.NewFlagSet("bench line|drain|fresh|skip", flag.ContinueOnError)
 	flags.IntVar(&o.runs, "runs", 5, "measured runs of each kind")
 	flags.Float64Var(&o.scale, "scale", 1, "share of the rows or seconds of a full run")
 	flags.BoolVar(&o.gate, "gate", false, "fail when a figure misses its gate")

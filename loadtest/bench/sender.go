@@ -83,7 +83,7 @@ func (f fleet) newSender(ctx context.Context, id *uplink.Identity) (*sender, err
 	}
 	s := &sender{id: id.CollectorID, gateway: f.pushes, http: &http.Client{Transport: &http.Transport{
 		TLSClientConfig:     &tls.Config{RootCAs: anchors, Certificates: []tls.Certificate{id.Certificate}, MinVersion: tls.VersionTLS13},
-		MaxIdleConnsPerHost: senders,
+		MaxIdleConnsPerHost: senders + probing,
 	}}}
 	return s, s.authenticate(ctx, f.tokens)
 }
