@@ -55,6 +55,10 @@ bench-fresh: go ## Measure how soon rows are visible, and pushes against bare pu
 bench-skip: go ## Measure what batches cost that are stored already.
 	@$(call BENCH,skip)
 
+.PHONY: bench-memory
+bench-memory: go ## Measure the memory of gateway and ingester with 500 collectors.
+	@$(call BENCH,memory)
+
 define BENCH
 mkdir -p bin; \
 $(GO) build $(BUILDFLAGS) -o bin/ ./cmd/... ./loadtest/bench >&2; \
