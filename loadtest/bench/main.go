@@ -77,5 +77,8 @@ func run(ctx context.Context, args []string) error {
 	case o.runs < 1 || o.scale <= 0:
 		return errors.New("-runs and -scale must be above zero")
 	}
+	if err := printMachine(); err != nil {
+		return err
+	}
 	return modes[chosen].run(ctx, o)
 }
