@@ -1,0 +1,70 @@
+package chaos
+
+import (
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/stretchr/testify/require"
+)
+
+func TestAMalformedFieldIsOneLetterAndItsNeighboursAreStored(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, siteConfig{})
+	f := s.collect(fleetConfig{})
+	s.eventually("neighbours", func() bool { return f.taken.Load() > 200 })
+	b, rows := newBatch(uuid.New(), 20, func(r *row) { r.shortN = r.n == 7 })
+	_, err := s.bus.Publisher().Publish(t.Context(), b)
+	require.NoError(t, err)
+	require.NoError(t, s.journal.note(acceptedOf(b, rows)))
+	s.ingest(ingesterConfig{})
+	f.stop()
+	s.verify(1)
+	letters, err := s.bus.DeadLetters().List(t.Context(), 10)
+	require.NoError(t, err)
+	require.Equal(t, "08P01", letters[0].SQLState, "otherwise the fault was another one")
+	require.Equal(t, "data_error", letters[0].Reason)
+}
+
+// Collector 0 sends nothing that can be stored, in two ways in turn.
+func TestACollectorThatSendsOnlyPoisonHarmsNoOther(t *testing.T) {
+	t.Parallel()
+	slow(t)
+	s := newSite(t, siteConfig{})
+	s.ingest(ingesterConfig{})
+	run := func(poison bool) (perSecond float64, faulty int) {
+		before := s.batches()
+		begin := time.Now()
+		f := s.collect(fleetConfig{pace: time.Millisecond, change: func(collector int, r *row) {
+			if poison && collector == 0 && r.n == 7 {
+				r.shortN = r.batch[15]%2 == 0
+				r.zeroEnd = !r.shortN
+			}
+		}})
+		last(15 * time.Second)
+		f.stop()
+		s.settled()
+		good := s.batches() - before
+		return float64(good) / time.Since(begin).Seconds(), int(f.taken.Load()) - good
+	}
+	clean, _ := run(false)
+	poisoned, faulty := run(true)
+	require.Positive(t, faulty)
+	t.Logf("%.0f batches a second without poison, %.0f beside %d poisoned ones: %.2f ×", clean, poisoned, faulty, poisoned/clean)
+	require.Greater(t, poisoned, clean/2*19/20)
+	s.verify(faulty)
+}
+
+func TestAnIngesterOneVersionBehindCostsNothing(t *testing.T) {
+	t.Parallel()
+	slow(t)
+	s := newSite(t, siteConfig{})
+	behind := s.ingest(ingesterConfig{catalogue: writeCatalogue(t, false)})
+	s.ingest(ingesterConfig{})
+	f := s.collect(fleetConfig{})
+	s.flowing(500)
+	f.stop()
+	s.settled()
+	require.Positive(t, behind.value("pganalytics_ingester_set_aside_total"), "it got nothing that it does not know")
+	s.verify(0)
+}

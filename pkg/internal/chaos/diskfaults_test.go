@@ -1,0 +1,88 @@
+package chaos
+
+import (
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+)
+
+// smallDisk mounts one of size MiB that the server may write to.
+func smallDisk(t *testing.T, dataDirectory string, size int) string {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("only root can mount a small disk")
+	}
+	dir, err := os.MkdirTemp("/var/tmp", "pganalytics-chaos-") // which the server's user can enter
+	require.NoError(t, err)
+	info, err := os.Stat(dataDirectory)
+	require.NoError(t, err)
+	owner := info.Sys().(*syscall.Stat_t)
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%dm,uid=%d,gid=%d,mode=700", size, owner.Uid, owner.Gid)); err != nil {
+		require.NoError(t, os.Remove(dir))
+		t.Skipf("this host lets nobody mount a small disk: %v", err)
+	}
+	require.NoError(t, os.Chmod(dir, 0o700))
+	t.Cleanup(func() {
+		require.NoError(t, syscall.Unmount(dir, syscall.MNT_DETACH)) // the server still has it open
+		require.NoError(t, os.Remove(dir))
+	})
+	return dir
+}
+
+// fill leaves nothing free.
+func fill(t *testing.T, dir string) (free func()) {
+	t.Helper()
+	name := filepath.Join(dir, "ballast")
+	file, err := os.Create(name)
+	require.NoError(t, err)
+	defer func() { _ = file.Close() }()
+	for err == nil {
+		_, err = file.Write(make([]byte, 4096))
+	}
+	require.ErrorIs(t, err, syscall.ENOSPC)
+	return func() { require.NoError(t, os.Remove(name)) }
+}
+
+func TestAFullDiskLosesNothingAndBuriesNothing(t *testing.T) {
+	t.Parallel()
+	slow(t)
+	s, _ := ownCluster(t)
+	conn := s.connect()
+	var data string
+	require.NoError(t, conn.QueryRow(t.Context(), "show data_directory").Scan(&data))
+	disk := smallDisk(t, data, 96)
+	sql(t, conn, "create tablespace small location '"+disk+"'", "create database small tablespace small")
+	u, err := url.Parse(s.db)
+	require.NoError(t, err)
+	u.Path = "/small"
+	s = newSite(t, siteConfig{db: u.String()})
+	f := s.collect(fleetConfig{rows: 100})
+	s.ingest(ingesterConfig{})
+	for range 2 {
+		s.flowing(100)
+		free := fill(t, disk)
+		s.standsStill()
+		require.Equal(t, "53100", s.whyNot())
+		last(outage)
+		free()
+	}
+	s.flowing(100)
+	f.stop()
+	s.verify(0)
+}
+
+// whyNot returns the SQLSTATE with which the database refuses a large write.
+func (s *site) whyNot() string {
+	s.t.Helper()
+	conn, err := pgx.Connect(s.t.Context(), s.db)
+	require.NoError(s.t, err)
+	defer func() { _ = conn.Close(s.t.Context()) }()
+	_, err = conn.Exec(s.t.Context(), "create table public.large as select repeat(n::text, 100) from generate_series(1, 100000) n")
+	return stateOf(s.t, err)
+}

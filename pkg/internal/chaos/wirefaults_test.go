@@ -1,0 +1,62 @@
+package chaos
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestACommitWhoseAnswerIsLostIsStoredOnce(t *testing.T) {
+	t.Parallel()
+	const lost = 20
+	s := newSite(t, siteConfig{})
+	f := s.collect(fleetConfig{})
+	wire, db := newProxy(t, s.db)
+	in := s.ingest(ingesterConfig{db: db})
+	s.flowing(20)
+	wire.loseCommits(lost)
+	s.eventually("answers to COMMIT are lost", func() bool { return wire.commitsLost() == lost })
+	f.stop()
+	s.verify(0)
+	require.Contains(t, in.log.text(), "commit:")
+}
+
+func TestAWireToTheStreamThatIsCutForLongerThanAckWaitLosesNothing(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, siteConfig{})
+	f := s.collect(fleetConfig{})
+	wire, nats := newProxy(t, s.natsURL)
+	s.ingest(ingesterConfig{natsURL: nats})
+	for _, cut := range []func(){wire.disconnect, wire.hush} {
+		s.flowing(50)
+		cut()
+		other := s.ingest(ingesterConfig{}) // takes over what the first one has
+		last(outage)
+		s.flowing(50)
+		wire.heal()
+		other.stop()
+	}
+	s.flowing(50)
+	f.stop()
+	s.verify(0)
+}
+
+func TestANATSServerKilledUnderLoadLosesNothing(t *testing.T) {
+	t.Parallel()
+	slow(t)
+	nats := startNATS(t)
+	s := newSite(t, siteConfig{natsURL: nats.url})
+	f := s.collect(fleetConfig{})
+	s.ingest(ingesterConfig{})
+	s.ingest(ingesterConfig{})
+	for range 5 {
+		s.flowing(100)
+		nats.kill()
+		last(ackWait / 2)
+		nats.start()
+	}
+	s.flowing(100)
+	f.stop()
+	require.Positive(t, f.refused.Load(), "no collector noticed")
+	s.verify(0)
+}
