@@ -39,6 +39,11 @@ test-go: go ## Run the Go tests alone. TESTFLAGS: more flags for go test.
 	@CI=true exec $(if $(TEST_DATABASE_URL),,$(RUN)) \
 		$(GO) test -race -count=1 -p $(JOBS) -parallel 4 -timeout 10m $(TESTFLAGS) ./...
 
+.PHONY: chaos
+chaos: go ## Break every part for real and look for what is lost or stored twice. TEST_DATABASE_URL: use that TimescaleDB.
+	@CI=true CHAOS=full exec $(if $(TEST_DATABASE_URL),,$(RUN)) \
+		$(GO) test -race -count=1 -parallel 2 -timeout 30m -v $(TESTFLAGS) ./pkg/internal/chaos
+
 .PHONY: bench
 bench: go ## Measure push to commit against a plain COPY. DATABASE_URL: use that TimescaleDB; ARGS: see ARGS=-h.
 	@$(call BENCH,line)

@@ -181,7 +181,7 @@ func TestLateRowsAgainstTheirRetentionAreStoredOrExpireAndNothingElse(t *testing
 			r.at = r.at.Add(-retention - 48*time.Hour)
 		}
 	}})
-	var pair [2]*ingester
+	var pair [2]*process
 	for i := range pair {
 		pair[i] = s.ingest(ingesterConfig{flags: []string{"--maintain-every", "50ms"}})
 	}

@@ -31,9 +31,13 @@ type fleetConfig struct {
 	rows       int                           // of a batch; defaults to 20
 	pace       time.Duration                 // between two batches of one collector; defaults to 100 ms
 	change     func(collector int, row *row) // alters a row before it is encoded
-	// send hands over one batch; an error means that the outcome is unknown.
-	// Defaults to publishing it.
-	send func(ctx context.Context, collector int, b *batch.Batch) error
+	// ids of the collectors, and send, which hands over one batch: an error
+	// means that the outcome is unknown. Default to any, and to publishing the
+	// batch as it is, which a gateway does not: it makes its own of the rows.
+	ids  []uuid.UUID
+	send func(ctx context.Context, collector int, b *batch.Batch, rows []row) error
+
+	exact bool // what is stored has the digest of what was sent
 }
 
 // collect starts a fleet. It ends with stop or the test.
@@ -42,12 +46,16 @@ func (s *site) collect(cfg fleetConfig) *fleet {
 	orElse(&cfg.collectors, 20)
 	orElse(&cfg.rows, 20)
 	orElse(&cfg.pace, 100*time.Millisecond)
-	if cfg.send == nil {
+	cfg.exact = cfg.send == nil
+	if cfg.exact {
 		publisher := s.bus.Publisher()
-		cfg.send = func(ctx context.Context, _ int, b *batch.Batch) error {
+		cfg.send = func(ctx context.Context, _ int, b *batch.Batch, _ []row) error {
 			_, err := publisher.Publish(ctx, b)
 			return err
 		}
+	}
+	for len(cfg.ids) < cfg.collectors {
+		cfg.ids = append(cfg.ids, uuid.New())
 	}
 	f := &fleet{t: s.t, quit: make(chan struct{})}
 	for i := range cfg.collectors {
@@ -65,7 +73,6 @@ func orElse[T comparable](field *T, value T) {
 }
 
 func (f *fleet) run(cfg *fleetConfig, i int, j *journal) {
-	collector := uuid.New()
 	tick := time.NewTicker(cfg.pace)
 	defer tick.Stop()
 	for {
@@ -74,15 +81,19 @@ func (f *fleet) run(cfg *fleetConfig, i int, j *journal) {
 			return
 		case <-tick.C:
 		}
-		b, rows := newBatch(collector, cfg.rows, func(r *row) {
+		b, rows := newBatch(cfg.ids[i], cfg.rows, func(r *row) {
 			if cfg.change != nil {
 				cfg.change(i, r)
 			}
 		})
-		if !f.deliver(cfg, i, b) {
+		if !f.deliver(cfg, i, b, rows) {
 			return
 		}
-		if err := j.note(acceptedOf(b, rows)); err != nil {
+		a := acceptedOf(b, rows)
+		if !cfg.exact {
+			a.Digest = ""
+		}
+		if err := j.note(a); err != nil {
 			f.broken.Store(err)
 			return
 		}
@@ -94,11 +105,11 @@ func (f *fleet) run(cfg *fleetConfig, i int, j *journal) {
 // may be stored or not, so the test fails.
 const patience = time.Minute
 
-func (f *fleet) deliver(cfg *fleetConfig, collector int, b *batch.Batch) bool {
+func (f *fleet) deliver(cfg *fleetConfig, collector int, b *batch.Batch, rows []row) bool {
 	deadline := time.Now().Add(patience)
 	for time.Now().Before(deadline) {
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-		err := cfg.send(ctx, collector, b)
+		err := cfg.send(ctx, collector, b, rows)
 		cancel()
 		if err == nil {
 			return true

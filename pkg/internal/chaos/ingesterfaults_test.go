@@ -76,7 +76,7 @@ func TestIngestersKilledEverySecondLoseNothing(t *testing.T) {
 	slow(t)
 	s := newSite(t, siteConfig{})
 	f := s.collect(fleetConfig{})
-	pair := [2]*ingester{s.ingest(ingesterConfig{}), s.ingest(ingesterConfig{})}
+	pair := [2]*process{s.ingest(ingesterConfig{}), s.ingest(ingesterConfig{})}
 	interrupted := 0
 	for kill := range 20 {
 		<-time.After(500*time.Millisecond + rand.N(time.Second)) // anywhere in a load
@@ -86,8 +86,8 @@ func TestIngestersKilledEverySecondLoseNothing(t *testing.T) {
 		}
 		pair[kill%2] = s.startIngester(ingesterConfig{})
 	}
-	pair[0].ready(s)
-	pair[1].ready(s)
+	pair[0].ready()
+	pair[1].ready()
 	f.stop()
 	s.verify(0)
 	require.Greater(t, interrupted, 5, "too few kills hit a running load to mean anything")
@@ -109,7 +109,7 @@ func TestIngestersComeAndGoAndShareTheWork(t *testing.T) {
 		s.flowing(50)
 		s.stopIngesters()
 	}
-	var four [4]*ingester
+	var four [4]*process
 	for i := range four {
 		four[i] = s.ingest(ingesterConfig{})
 	}

@@ -20,7 +20,7 @@ import (
 type accepted struct {
 	Batch     uuid.UUID     `json:"batch"`
 	Collector uuid.UUID     `json:"collector"`
-	Digest    string        `json:"digest"`
+	Digest    string        `json:"digest,omitzero"` // unless a gateway makes the batch
 	Rows      []acceptedRow `json:"rows"`            // by their n
 	Faulty    bool          `json:"faulty,omitzero"` // made so that nobody can store it
 }

@@ -24,7 +24,7 @@ type site struct {
 	catalogue string // directory of the families
 	bus       *bus.Bus
 	journal   *journal
-	ingesters []*ingester
+	ingesters []*process
 }
 
 type siteConfig struct {
@@ -41,23 +41,34 @@ const (
 
 func newSite(t *testing.T, cfg siteConfig) *site {
 	t.Helper()
-	s := &site{t: t, db: cfg.db, natsURL: cfg.natsURL, catalogue: writeCatalogue(t, true), journal: newJournal(t)}
-	if s.db == "" {
-		s.db = testdb.New(t)
-	}
+	s := bareSite(t, cfg.db)
+	s.natsURL = cfg.natsURL
 	if s.natsURL == "" {
 		s.natsURL = testnats.Start(t).URL()
 	}
 	require.NoError(t, store.Migrate(t.Context(), s.db))
 	require.NoError(t, store.EnsureSchema(t.Context(), s.db, loadCatalogue(t)))
-	var err error
-	s.bus, err = bus.Connect(t.Context(), bus.Config{URL: s.natsURL, AckWait: ackWait,
-		BatchesMaxBytes: batchesMaxBytes, DeadLettersMaxBytes: deadLettersMaxBytes},
-		slog.New(slog.DiscardHandler), prometheus.NewRegistry())
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = s.bus.Close(context.Background()) })
+	s.connectBus(bus.Config{URL: s.natsURL})
 	require.NoError(t, s.bus.EnsureStreams(t.Context()))
 	return s
+}
+
+// bareSite has neither tables nor streams yet.
+func bareSite(t *testing.T, db string) *site {
+	t.Helper()
+	if db == "" {
+		db = testdb.New(t)
+	}
+	return &site{t: t, db: db, catalogue: writeCatalogue(t, true), journal: newJournal(t)}
+}
+
+func (s *site) connectBus(cfg bus.Config) {
+	s.t.Helper()
+	cfg.AckWait, cfg.BatchesMaxBytes, cfg.DeadLettersMaxBytes = ackWait, batchesMaxBytes, deadLettersMaxBytes
+	var err error
+	s.bus, err = bus.Connect(s.t.Context(), cfg, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	require.NoError(s.t, err)
+	s.t.Cleanup(func() { _ = s.bus.Close(context.Background()) })
 }
 
 // ownCluster is a site on a database server that the test may break.
@@ -133,5 +144,10 @@ func (s *site) outstanding() int {
 
 func (s *site) eventually(what string, ok func() bool) {
 	s.t.Helper()
-	require.Eventually(s.t, ok, 2*time.Minute, 50*time.Millisecond, what)
+	eventually(s.t, what, ok)
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	require.Eventually(t, ok, 2*time.Minute, 50*time.Millisecond, what)
 }
