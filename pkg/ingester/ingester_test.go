@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 	"pgregory.net/rapid"
@@ -22,19 +23,41 @@ func TestASuspectIsGivenUpOnlyAfterTimeAndTriesWhileOthersCommit(t *testing.T) {
 	fail := func() bool { return s.failed(place{"a", 7}, 15*time.Minute, 3, true) }
 
 	require.False(t, fail(), "the first failure")
-	require.True(t, s.has(place{"a", 7}))
-	require.False(t, s.has(place{"b", 7}), "a message of another stream")
+	require.True(t, s.alone(at("a", 7)))
+	require.False(t, s.alone(at("b", 7)), "a message of another stream")
 	now = now.Add(time.Hour)
 	require.False(t, fail(), "long enough, not often enough")
 	require.False(t, fail(), "long and often enough, but nobody else commits either")
 	s.committed()
 	require.True(t, fail())
 	s.forget(place{"a", 7})
-	require.False(t, s.has(place{"a", 7}))
+	require.False(t, s.alone(at("a", 7)))
 	require.False(t, fail(), "a suspect that was forgotten begins anew")
 	s.committed()
 	require.False(t, fail())
 	require.False(t, fail(), "often enough, not long enough")
+}
+
+// at is a message at that place on a stream.
+func at(incarnation string, sequence uint64) *message {
+	m := &message{batch: &batch.Batch{}}
+	m.Incarnation, m.Sequence = incarnation, sequence
+	return m
+}
+
+func TestACollectorIsBlamedForAWhileAndNobodyElse(t *testing.T) {
+	t.Parallel()
+	s := newSuspects()
+	now := time.Now()
+	s.now = func() time.Time { return now }
+	bad, good := at("a", 1), at("a", 2)
+	bad.batch.CollectorID, good.batch.CollectorID = uuid.UUID{1}, uuid.UUID{2}
+	s.blame(bad.batch.CollectorID)
+	require.True(t, s.alone(bad))
+	require.False(t, s.alone(good))
+	now = now.Add(blameFor + 1)
+	require.False(t, s.alone(bad))
+	require.Empty(t, s.blamed)
 }
 
 func TestCutLosesNoMessageAndKeepsItsLimits(t *testing.T) {
@@ -44,14 +67,17 @@ func TestCutLosesNoMessageAndKeepsItsLimits(t *testing.T) {
 		var messages []*message
 		for seq := range rapid.IntRange(0, 50).Draw(t, "messages") {
 			section := batch.Section{Rows: rapid.IntRange(0, 60).Draw(t, "rows"), Tuples: make([]byte, rapid.IntRange(0, 600).Draw(t, "bytes"))}
-			m := &message{batch: &batch.Batch{Sections: []batch.Section{section}}}
+			m := &message{batch: &batch.Batch{CollectorID: uuid.UUID{byte(seq % 5)}, Sections: []batch.Section{section}}}
 			m.Sequence = uint64(seq)
 			messages = append(messages, m)
 			if rapid.IntRange(0, 9).Draw(t, "suspect") == 0 {
 				known.failed(m.place(), time.Hour, 10, false)
 			}
 		}
-		seen := map[uint64]bool{}
+		if rapid.Bool().Draw(t, "a collector is to blame") {
+			known.blame(uuid.UUID{3})
+		}
+		seen, suspects := map[uint64]bool{}, false
 		last := int64(-1)
 		for _, load := range cut(messages, known, 100, 1000) {
 			rows, bytes := 0, 0
@@ -59,10 +85,12 @@ func TestCutLosesNoMessageAndKeepsItsLimits(t *testing.T) {
 				require.False(t, seen[m.Sequence], "in two loads")
 				seen[m.Sequence] = true
 				rows, bytes = rows+m.batch.Rows(), bytes+m.batch.TupleBytes()
-				if known.has(m.place()) {
+				if known.alone(m) {
 					require.Len(t, load, 1, "a suspect goes alone")
+					suspects = true
 					continue
 				}
+				require.False(t, suspects, "a suspect before its neighbours")
 				require.Greater(t, int64(m.Sequence), last, "out of the stream's order")
 				last = int64(m.Sequence)
 			}

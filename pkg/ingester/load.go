@@ -55,8 +55,11 @@ func (in *Ingester) storeLoad(ctx context.Context, load []*message) bool {
 		}
 		lost := class.Verb() == fault.Pause
 		tries := failedTries
-		if paused || lost {
+		switch {
+		case paused || lost:
 			tries = lostTries
+		case class.Verb() == fault.Bury && len(load) > 1:
+			tries = 1 // bad data does not get better; the one at fault is tried once more
 		}
 		if failures++; failures < tries {
 			// The store commits a probe and not the load: a disk that is nearly
@@ -151,6 +154,7 @@ func (in *Ingester) judge(ctx context.Context, m *message, err error) {
 	class := fault.ClassOf(err)
 	switch class.Verb() {
 	case fault.Bury:
+		in.suspects.blame(m.batch.CollectorID)
 		in.bury(ctx, m, buryReason(err), err)
 	case fault.Aside:
 		if in.suspects.failed(m.place(), in.cfg.UnknownFor, 1, false) {

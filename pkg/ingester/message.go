@@ -68,9 +68,10 @@ func (h *hand) keepAlive(every time.Duration, onError func(*message, error)) (st
 
 // cut divides messages into loads of at most maxRows rows and maxBytes bytes of
 // tuples, in the stream's order. Whatever failed before goes alone, so that it
-// cannot take its neighbours down again.
+// cannot take its neighbours down again, and last, so that it does not hold
+// them up.
 func cut(messages []*message, known *suspects, maxRows, maxBytes int) [][]*message {
-	var loads [][]*message
+	var loads, alone [][]*message
 	var load []*message
 	rows, bytes := 0, 0
 	flush := func() {
@@ -80,8 +81,8 @@ func cut(messages []*message, known *suspects, maxRows, maxBytes int) [][]*messa
 		load, rows, bytes = nil, 0, 0
 	}
 	for _, m := range messages {
-		if known.has(m.place()) {
-			loads = append(loads, []*message{m})
+		if known.alone(m) {
+			alone = append(alone, []*message{m})
 			continue
 		}
 		r, n := m.batch.Rows(), m.batch.TupleBytes()
@@ -91,7 +92,7 @@ func cut(messages []*message, known *suspects, maxRows, maxBytes int) [][]*messa
 		load, rows, bytes = append(load, m), rows+r, bytes+n
 	}
 	flush()
-	return loads
+	return append(loads, alone...)
 }
 
 // items expands the batches of a load. The messages keep them packed, so that

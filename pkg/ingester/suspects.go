@@ -6,17 +6,27 @@ import (
 	"math/rand/v2"
 	"sync"
 	"time"
+
+	"github.com/google/uuid"
 )
 
 // suspects remembers the messages that failed alone, by their place on the
-// stream. It is memory only: after a restart a suspect starts anew, so it is
-// buried later than it could be, never earlier.
+// stream, and the collectors whose batches lately could not be stored. It is
+// memory only: after a restart a suspect starts anew, so it is buried later
+// than it could be, never earlier.
 type suspects struct {
 	mu      sync.Mutex
 	byPlace map[place]*suspect
-	commits uint64 // loads committed by this process
+	blamed  map[uuid.UUID]time.Time // collector → when its newest letter was buried
+	commits uint64                  // loads committed by this process
 	now     func() time.Time
 }
+
+// blameFor is how long a collector's batches are loaded alone after one of
+// them was buried. One that sends nothing else would otherwise spoil every load:
+// with one of twenty collectors so, the others were stored at a sixteenth of
+// their speed.
+const blameFor = 5 * time.Minute
 
 type suspect struct {
 	since   time.Time
@@ -25,13 +35,29 @@ type suspect struct {
 }
 
 func newSuspects() *suspects {
-	return &suspects{byPlace: map[place]*suspect{}, now: time.Now}
+	return &suspects{byPlace: map[place]*suspect{}, blamed: map[uuid.UUID]time.Time{}, now: time.Now}
 }
 
-func (s *suspects) has(at place) bool {
+// blame notes that a batch of the collector could not be stored.
+func (s *suspects) blame(collector uuid.UUID) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.byPlace[at] != nil
+	s.blamed[collector] = s.now()
+}
+
+// alone reports whether the message must be loaded by itself.
+func (s *suspects) alone(m *message) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.byPlace[m.place()] != nil {
+		return true
+	}
+	at, blamed := s.blamed[m.batch.CollectorID]
+	if blamed && s.now().Sub(at) > blameFor {
+		delete(s.blamed, m.batch.CollectorID)
+		return false
+	}
+	return blamed
 }
 
 func (s *suspects) committed() {
