@@ -81,7 +81,8 @@ type DatabaseFlags struct {
 	MaxConns         int32         `default:"8" help:"Sessions that may be open at once; at least loaders + 4."`
 	ConnectTimeout   time.Duration `default:"10s" help:"Longest time for making one session."`
 	StatementTimeout time.Duration `default:"60s" help:"Longest time for one statement of a load."`
-	LockTimeout      time.Duration `default:"10s" help:"Longest wait for a lock, also for another loader that holds the same batch."`
+	LockTimeout      time.Duration `default:"10s" help:"Longest wait for a lock."`
+	KeyTimeout       time.Duration `default:"1s" help:"Longest wait for another loader that holds the same batch; then its neighbours are stored without it."`
 	IdleTimeout      time.Duration `default:"30s" help:"How long a transaction may sit idle before the database ends it."`
 }
 
@@ -105,6 +106,7 @@ func (f *DatabaseFlags) config(replayWindow time.Duration) (store.Config, error)
 		ConnectTimeout:   f.ConnectTimeout,
 		StatementTimeout: f.StatementTimeout,
 		LockTimeout:      f.LockTimeout,
+		KeyTimeout:       f.KeyTimeout,
 		IdleTimeout:      f.IdleTimeout,
 		ReplayWindow:     replayWindow,
 	}, err

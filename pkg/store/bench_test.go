@@ -71,3 +71,16 @@ func benchItems(batches, rows int) []batch.Item {
 	}
 	return items
 }
+
+// BenchmarkContested is the worst case: another loader holds all of a load.
+func BenchmarkContested(b *testing.B) {
+	f := setup(b)
+	items := benchItems(2000, 10)
+	f.load(item(benchCollector, now)) // the chunk is there
+	f.hold(items...)
+	for b.Loop() {
+		for _, o := range f.load(items...) {
+			require.Equal(b, batch.Contested, o)
+		}
+	}
+}

@@ -31,10 +31,23 @@ type Config struct {
 	// long, a frozen loader keeps its batches locked for others.
 	StatementTimeout time.Duration
 
-	// LockTimeout bounds one wait for a lock, also for another loader that
-	// holds the same batch. Defaults to 10 s. When too long, a batch held by a
-	// frozen loader holds up its neighbours in the load.
+	// LockTimeout bounds one wait for a lock other than that on a batch.
+	// Defaults to 10 s. When too short, loads fail behind any change of the
+	// schema.
 	LockTimeout time.Duration
+
+	// KeyTimeout bounds one wait for another loader that holds the same batch;
+	// then its neighbours are stored and it is Contested. Defaults to 1 s. When
+	// too long, a frozen loader holds up others; when too short, a batch that is
+	// just being stored is handed out once more.
+	KeyTimeout time.Duration
+
+	// FrozenAfter is the age from which the transaction of a loader that holds
+	// a contested batch is ended: its process is frozen, which no timeout of
+	// PostgreSQL notices in mid-COPY. Defaults to 60 s; the stream's patience
+	// with an unanswered message is right. When shorter than a load takes, loads
+	// end one another.
+	FrozenAfter time.Duration
 
 	// IdleTimeout is how long a transaction may sit idle before the database
 	// ends it. Defaults to 30 s. When too long, a frozen loader keeps its
@@ -73,6 +86,8 @@ func (c Config) Validate() error {
 		{"--database-connect-timeout", c.ConnectTimeout, time.Hour},
 		{"--database-statement-timeout", c.StatementTimeout, time.Hour},
 		{"--database-lock-timeout", c.LockTimeout, time.Hour},
+		{"--database-key-timeout", c.KeyTimeout, time.Hour},
+		{"frozen after", c.FrozenAfter, time.Hour},
 		{"--database-idle-timeout", c.IdleTimeout, time.Hour},
 		{"--replay-window", c.ReplayWindow, 365 * 24 * time.Hour},
 	} {
@@ -96,6 +111,8 @@ func (c Config) withDefaults() Config {
 	orElse(&c.ConnectTimeout, 10*time.Second)
 	orElse(&c.StatementTimeout, time.Minute)
 	orElse(&c.LockTimeout, 10*time.Second)
+	orElse(&c.KeyTimeout, time.Second)
+	orElse(&c.FrozenAfter, time.Minute)
 	orElse(&c.IdleTimeout, 30*time.Second)
 	orElse(&c.ReplayWindow, 72*time.Hour)
 	return c
@@ -103,8 +120,8 @@ func (c Config) withDefaults() Config {
 
 // String leaves out the URL, which may hold a password.
 func (c Config) String() string {
-	return fmt.Sprintf("store.Config{URL:[redacted] MaxConns:%d ConnectTimeout:%v StatementTimeout:%v LockTimeout:%v IdleTimeout:%v ReplayWindow:%v}",
-		c.MaxConns, c.ConnectTimeout, c.StatementTimeout, c.LockTimeout, c.IdleTimeout, c.ReplayWindow)
+	return fmt.Sprintf("store.Config{URL:[redacted] MaxConns:%d ConnectTimeout:%v StatementTimeout:%v LockTimeout:%v KeyTimeout:%v FrozenAfter:%v IdleTimeout:%v ReplayWindow:%v}",
+		c.MaxConns, c.ConnectTimeout, c.StatementTimeout, c.LockTimeout, c.KeyTimeout, c.FrozenAfter, c.IdleTimeout, c.ReplayWindow)
 }
 
 // GoString leaves out the URL too.

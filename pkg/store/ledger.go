@@ -1,12 +1,15 @@
 package store
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"time"
 
@@ -21,6 +24,14 @@ import (
 // the floor from moving and the ledger from being pruned meanwhile; see
 // pruneLedger. Without that a batch could pass the floor just before it moves
 // and be entered again just after its row was pruned.
+const lockFloor = "select from ingest.floor"
+
+// How long the transaction waits for keys of the ledger, and for all else.
+const (
+	waitForKeys = "select set_config('lock_timeout', $1, true)"
+	waitAsEver  = "set local lock_timeout = default"
+)
+
 const enterLedger = `
 insert into ingest.batch (sent_at, collector_id, batch_id, epoch, sequence, previous_epoch, previous_sequence, refused,
                           stream_seq, stream_incarnation, digest, row_count, sections)
@@ -54,44 +65,59 @@ func (k key) time() time.Time { return time.UnixMicro(k.sentAt).UTC() }
 
 type digest = [sha256.Size]byte
 
+func (k key) compare(o key) int {
+	return cmp.Or(cmp.Compare(k.sentAt, o.sentAt), bytes.Compare(k.collector[:], o.collector[:]), bytes.Compare(k.batch[:], o.batch[:]))
+}
+
+// entry is one id of a load. The first item that has it stands for it.
+type entry struct {
+	key     key
+	first   int           // in items
+	outcome batch.Outcome // Stored when this load entered it, Contested, or 0
+	digest  digest        // in the ledger; of no meaning without known
+	known   bool
+}
+
+// entriesOf returns the ids of the items in the order of their keys.
+func entriesOf(items []batch.Item) []entry {
+	entries := make([]entry, len(items))
+	for i := range items {
+		entries[i] = entry{key: keyOf(items[i].Batch), first: i}
+	}
+	slices.SortStableFunc(entries, func(a, b entry) int { return a.key.compare(b.key) })
+	return slices.CompactFunc(entries, func(a, b entry) bool { return a.key == b.key })
+}
+
+// find returns the entry of a key, which must have one.
+func find(entries []entry, k key) *entry {
+	i, _ := slices.BinarySearchFunc(entries, k, func(e entry, k key) int { return e.key.compare(k) })
+	return &entries[i]
+}
+
 // enter begins the transaction, writes the ledger rows of those batches that
 // are new and tells the outcome of all.
-func enter(ctx context.Context, ses session, items []batch.Item) ([]batch.Outcome, error) {
-	first := make(map[key]int, len(items)) // an id's first item stands for it
-	for i := range items {
-		k := keyOf(items[i].Batch)
-		if _, again := first[k]; !again {
-			first[k] = i
-		}
-	}
-	entered, err := enterNew(ctx, ses, items, first)
-	if err != nil {
+func (s *Store) enter(ctx context.Context, ses session, items []batch.Item) ([]batch.Outcome, error) {
+	entries := entriesOf(items)
+	if err := s.enterNew(ctx, ses, items, entries); err != nil {
 		return nil, err
 	}
-	known := make(map[key]digest, len(first))
-	var others []key
-	for k, i := range first {
-		if entered[k] {
-			known[k] = items[i].Digest
-		} else {
-			others = append(others, k)
-		}
-	}
-	if len(others) > 0 {
-		if err := readKnown(ctx, ses, others, known); err != nil {
-			return nil, err
-		}
+	if err := readKnown(ctx, ses, entries); err != nil {
+		return nil, err
 	}
 	outcomes := make([]batch.Outcome, len(items))
 	for i := range items {
-		k := keyOf(items[i].Batch)
-		stored, there := known[k]
+		e := find(entries, keyOf(items[i].Batch))
+		if e.outcome == batch.Stored {
+			e.digest, e.known = items[e.first].Digest, true
+		}
 		switch {
-		case !there:
+		case e.outcome == batch.Contested:
+			outcomes[i] = batch.Contested
+		case !e.known:
 			outcomes[i] = batch.BelowFloor
-		case stored != items[i].Digest:
+		case e.digest != items[i].Digest:
 			outcomes[i] = batch.Differs
-		case entered[k] && first[k] == i:
+		case e.outcome == batch.Stored && e.first == i:
 			outcomes[i] = batch.Stored
 		default:
 			outcomes[i] = batch.AlreadyStored
@@ -100,44 +126,50 @@ func enter(ctx context.Context, ses session, items []batch.Item) ([]batch.Outcom
 	return outcomes, nil
 }
 
-// enterNew inserts the ledger rows of the items in first and returns the keys
-// of those that went in. It waits for other loads that hold one of the keys.
-func enterNew(ctx context.Context, ses session, items []batch.Item, first map[key]int) (map[key]bool, error) {
+// enterNew inserts the ledger rows of those entries that are new. For other
+// loads that hold one of them it waits for a while, then goes on without it.
+// The floor is not part of that: whoever moves it holds up all.
+func (s *Store) enterNew(ctx context.Context, ses session, items []batch.Item, entries []entry) error {
 	var rows ledgerRows
-	for _, i := range first {
-		if err := rows.add(&items[i]); err != nil {
-			return nil, err
+	for _, e := range entries {
+		if err := rows.add(&items[e.first]); err != nil {
+			return err
 		}
 	}
-	entered := make(map[key]bool, len(first))
 	var once pgx.Batch // one round trip
 	once.Queue("begin")
-	once.Queue(enterLedger, rows.args()...).Query(func(r pgx.Rows) error { return collectKeys(r, entered) })
-	if err := ses.SendBatch(ctx, &once).Close(); err != nil {
-		return nil, ses.failed("enter the ledger", err)
+	once.Queue(lockFloor)
+	once.Queue(waitForKeys, milliseconds(s.cfg.KeyTimeout))
+	rows.enter(&once, 0, entries)
+	once.Queue(waitAsEver)
+	err := ses.SendBatch(ctx, &once).Close()
+	if SQLState(err) == lockNotAvailable && !ses.IsClosed() {
+		return rows.enterApart(ctx, ses, entries)
 	}
-	return entered, nil
+	return ses.failed("enter the ledger", err)
 }
 
-func collectKeys(rows pgx.Rows, into map[key]bool) error {
-	var sentAt time.Time
-	var collector, id uuid.UUID
-	_, err := pgx.ForEachRow(rows, []any{&sentAt, &collector, &id}, func() error {
-		into[key{sentAt.UnixMicro(), collector, id}] = true
+// readKnown reads what the ledger holds of the entries that are neither new
+// nor contested. One that it does not hold was refused by the floor.
+func readKnown(ctx context.Context, ses session, entries []entry) error {
+	var keys []key
+	for _, e := range entries {
+		if e.outcome == 0 {
+			keys = append(keys, e.key)
+		}
+	}
+	if len(keys) == 0 {
 		return nil
-	})
-	return err
-}
-
-// readKnown adds the digests that the ledger holds for keys. One that it does
-// not hold was refused by the floor, and is left out.
-func readKnown(ctx context.Context, ses session, keys []key, known map[key]digest) error {
+	}
+	known := make(map[key]digest, len(keys))
 	floor, err := lookUp(ctx, ses, keys, known)
 	if err != nil {
 		return err
 	}
 	for _, k := range keys {
-		if _, there := known[k]; !there && !k.time().Before(floor) {
+		e := find(entries, k)
+		e.digest, e.known = known[k]
+		if !e.known && !k.time().Before(floor) {
 			// Calling it below the floor would send a good batch to the dead letters.
 			return fault.Wrap(fault.Contended, fmt.Errorf("ledger row of batch %s was there and is gone", k.batch))
 		}
@@ -218,9 +250,24 @@ type ledgerRows struct {
 	sections                   []string
 }
 
-func (r *ledgerRows) args() []any {
-	return []any{r.sentAt, r.collectors, r.ids, r.epochs, r.sequences, r.previousEpochs, r.previousNumbers, r.refused,
-		r.streamSeqs, r.incarnations, r.digests, r.rowCounts, r.sections}
+// enter queues the insert of the rows that begin at from, one for each entry.
+func (r *ledgerRows) enter(to *pgx.Batch, from int, entries []entry) {
+	end := from + len(entries)
+	to.Queue(enterLedger, r.sentAt[from:end], r.collectors[from:end], r.ids[from:end], r.epochs[from:end], r.sequences[from:end],
+		r.previousEpochs[from:end], r.previousNumbers[from:end], r.refused[from:end], r.streamSeqs[from:end],
+		r.incarnations[from:end], r.digests[from:end], r.rowCounts[from:end], r.sections[from:end]).
+		Query(func(rows pgx.Rows) error { return markStored(rows, entries) })
+}
+
+// markStored takes the keys that an insert returned.
+func markStored(rows pgx.Rows, entries []entry) error {
+	var sentAt time.Time
+	var collector, id uuid.UUID
+	_, err := pgx.ForEachRow(rows, []any{&sentAt, &collector, &id}, func() error {
+		find(entries, key{sentAt.UnixMicro(), collector, id}).outcome = batch.Stored
+		return nil
+	})
+	return err
 }
 
 // errNumber is for numbers that a bigint cannot hold. No sender counts to it.

@@ -30,6 +30,7 @@ func (s *Store) Load(ctx context.Context, items []batch.Item) ([]batch.Outcome, 
 	start := time.Now()
 	var outcomes []batch.Outcome
 	err := s.session(ctx, func(ses session) (err error) {
+		defer s.endBlockersOf(ctx, ses)()
 		outcomes, err = s.transact(ctx, ses, items)
 		return err
 	})
@@ -49,7 +50,7 @@ func (s *Store) Load(ctx context.Context, items []batch.Item) ([]batch.Outcome, 
 // key, tables by name, dimensions by name and key, servers by id. So two that
 // meet wait for one another, but never in a circle.
 func (s *Store) transact(ctx context.Context, ses session, items []batch.Item) ([]batch.Outcome, error) {
-	outcomes, err := enter(ctx, ses, items)
+	outcomes, err := s.enter(ctx, ses, items)
 	if err != nil {
 		return nil, err
 	}

@@ -231,34 +231,6 @@ func TestBatchBelowTheFloorIsNotStored(t *testing.T) {
 	require.Equal(t, [2]int{2, 2}, f.counts())
 }
 
-func TestLoadWaitsForTheOtherThatHoldsItsBatch(t *testing.T) {
-	t.Parallel()
-	f := setup(t, func(cfg *store.Config) { cfg.LockTimeout = 300 * time.Millisecond })
-	c := uuid.New()
-	it := item(c, now, narrow(c, "db1", now, 1))
-	f.load(item(c, now)) // the chunk is there
-	tx, err := f.conn.Begin(t.Context())
-	require.NoError(t, err)
-	_, err = tx.Exec(t.Context(), `insert into ingest.batch (sent_at, collector_id, batch_id, stream_seq, stream_incarnation, digest, row_count, sections)
-		values ($1, $2, $3, 1, '', $4, 0, '[]')`, it.SentAt, c, it.ID, it.Digest[:])
-	require.NoError(t, err)
-	_, err = f.store.Load(t.Context(), []batch.Item{it})
-	require.Equal(t, fault.Contended, fault.ClassOf(err), "%v", err)
-	require.Equal(t, "55P03", store.SQLState(err))
-
-	done := make(chan error, 1)
-	go func() {
-		_, err := f.store.Load(t.Context(), []batch.Item{it})
-		done <- err
-	}()
-	require.NoError(t, tx.Rollback(t.Context()))
-	if err := <-done; err != nil {
-		require.Equal(t, fault.Contended, fault.ClassOf(err))
-	}
-	f.load(it)
-	require.Equal(t, [2]int{2, 1}, f.counts(), "the other's batch was rolled back, so this one is stored")
-}
-
 // Whatever order a load has its batches in: else two could wait for each other.
 func TestLedgerIsEnteredInTheOrderOfItsKey(t *testing.T) {
 	t.Parallel()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"os"
 	"testing"
 	"testing/fstest"
 	"time"
@@ -20,7 +21,13 @@ import (
 	"pganalytics/pkg/store"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(freezeVariable) != "" {
+		loadAndFreeze() // this is another process of a test
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // The families of these tests.
 const (
@@ -74,13 +81,17 @@ columns:
 
 func families(tb testing.TB, yaml ...string) *catalogue.Catalogue {
 	tb.Helper()
+	cat, err := catalogue.Load(catalogueFiles(yaml...))
+	require.NoError(tb, err)
+	return cat
+}
+
+func catalogueFiles(yaml ...string) fstest.MapFS {
 	files := fstest.MapFS{}
 	for i, text := range yaml {
 		files[fmt.Sprintf("%d.yaml", i)] = &fstest.MapFile{Data: []byte(text)}
 	}
-	cat, err := catalogue.Load(files)
-	require.NoError(tb, err)
-	return cat
+	return files
 }
 
 func allFamilies(tb testing.TB) *catalogue.Catalogue {

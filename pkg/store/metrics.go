@@ -16,6 +16,7 @@ type metrics struct {
 	rows      prometheus.Counter
 	loads     *prometheus.HistogramVec
 	probes    *prometheus.CounterVec
+	frozen    prometheus.Counter
 	rewinds   *prometheus.CounterVec
 	rounds    *prometheus.CounterVec
 	chunks    prometheus.Counter
@@ -49,6 +50,9 @@ func newMetrics(reg prometheus.Registerer, pool *pgxpool.Pool) *metrics {
 		probes: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "pganalytics_store_probes_total", Help: "Probes by result: ok, or the class of the failure.",
 		}, []string{"result"}),
+		frozen: f.NewCounter(prometheus.CounterOpts{
+			Name: "pganalytics_store_frozen_loaders_ended_total", Help: "Sessions of frozen loaders that were ended because they held batches which others were to store.",
+		}),
 		rewinds: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "pganalytics_store_rewinds_total", Help: "Times that the database lacked what was committed, by result: taken if what it lacks is taken care of, refused if it was not loaded into.",
 		}, []string{"result"}),

@@ -17,6 +17,9 @@ import (
 )
 
 const (
+	// applicationName tells sessions that load from all others.
+	applicationName = "pganalytics-store"
+
 	// A peer that vanished without a word is noticed after this much silence
 	// on the wire, on both ends: shorter than a stream's patience with an
 	// unanswered message (60 s).
@@ -97,7 +100,7 @@ func loadingSessions(cfg Config, admit func(context.Context, *pgx.Conn) error, s
 		return nil, fmt.Errorf("database url: %w", err)
 	}
 	pool.MaxConns = cfg.MaxConns
-	configure(&pool.ConnConfig.Config, "pganalytics-store", cfg.ConnectTimeout)
+	configure(&pool.ConnConfig.Config, applicationName, cfg.ConnectTimeout)
 	params := pool.ConnConfig.RuntimeParams
 	params["statement_timeout"] = milliseconds(cfg.StatementTimeout)
 	params["lock_timeout"] = milliseconds(cfg.LockTimeout)
