@@ -173,22 +173,31 @@ func TestRewindThatNobodyTakesCareOfIsAnOutage(t *testing.T) {
 
 func TestCommitOfUnknownOutcomeIsNoRewind(t *testing.T) {
 	t.Parallel()
-	f := setup(t)
-	c := uuid.New()
-	var called atomic.Int32
-	cut := open(t, cutAfter(t, f.url, lastWord), allFamilies(t), func(cfg *store.Config) {
-		cfg.OnRewind = func(context.Context, store.Rewind) error { called.Add(1); return nil }
-	})
-	for i := range 3 {
-		cut.load(numbered(c, 1))
-		cut.store.NoteAckFloor(lastWord, 1)
-		_, err := cut.store.Load(t.Context(), []batch.Item{numbered(c, 2)})
-		require.Equal(t, fault.Unavailable, fault.ClassOf(err), "%v", err)
-		require.Equal(t, fault.Unavailable, fault.ClassOf(cut.store.Probe(t.Context())))
-		cut.store.NoteAckFloor("first", 2)
-		require.Eventually(t, func() bool { return f.counts() == [2]int{2 * (i + 1), 2 * (i + 1)} }, eventually, tick)
+	for name, test := range map[string]struct {
+		cut    func(*testing.T, string, string) string
+		stored int
+	}{"done": {cutAfter, 2}, "not done": {cutBefore, 1}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := setup(t)
+			c := uuid.New()
+			var called atomic.Int32
+			way := open(t, test.cut(t, f.url, lastWord), allFamilies(t), func(cfg *store.Config) {
+				cfg.OnRewind = func(context.Context, store.Rewind) error { called.Add(1); return nil }
+			})
+			for i := range 3 {
+				way.load(numbered(c, 1))
+				way.store.NoteAckFloor(lastWord, 1)
+				_, err := way.store.Load(t.Context(), []batch.Item{numbered(c, 2)})
+				require.Equal(t, fault.Unavailable, fault.ClassOf(err), "%v", err)
+				require.Equal(t, fault.Unavailable, fault.ClassOf(way.store.Probe(t.Context())))
+				way.store.NoteAckFloor("first", 2)
+				n := test.stored * (i + 1)
+				require.Eventually(t, func() bool { return f.counts() == [2]int{n, n} }, eventually, tick)
+			}
+			require.Zero(t, called.Load())
+		})
 	}
-	require.Zero(t, called.Load())
 }
 
 // A database that was replaced may still be there for those who were connected.

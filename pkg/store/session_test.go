@@ -141,7 +141,19 @@ const lastWord = "commits after this"
 
 // cutAfter returns the URL of a way to the database that breaks as soon as
 // the database has answered the message that holds word: the answer is lost.
-func cutAfter(t *testing.T, databaseURL, word string) string {
+func cutAfter(t *testing.T, databaseURL, word string) string { return cut(t, databaseURL, word, answerLost) }
+
+// cutBefore is cutAfter, but the database never sees the message.
+func cutBefore(t *testing.T, databaseURL, word string) string { return cut(t, databaseURL, word, questionLost) }
+
+type lost int
+
+const (
+	answerLost lost = iota
+	questionLost
+)
+
+func cut(t *testing.T, databaseURL, word string, what lost) string {
 	t.Helper()
 	u, err := url.Parse(databaseURL)
 	require.NoError(t, err)
@@ -156,14 +168,14 @@ func cutAfter(t *testing.T, databaseURL, word string) string {
 			if err != nil {
 				return
 			}
-			ways.Go(func() { carry(client, database, []byte(word)) })
+			ways.Go(func() { carry(client, database, []byte(word), what) })
 		}
 	})
 	u.Host = listener.Addr().String()
 	return u.String()
 }
 
-func carry(client net.Conn, database string, word []byte) {
+func carry(client net.Conn, database string, word []byte, what lost) {
 	defer client.Close()
 	server, err := net.Dial("tcp", database)
 	if err != nil {
@@ -173,12 +185,12 @@ func carry(client net.Conn, database string, word []byte) {
 	said := make(chan struct{})
 	var back sync.WaitGroup
 	back.Go(func() {
+		defer client.Close()
 		buf := make([]byte, 64<<10)
 		for {
 			n, err := server.Read(buf)
 			select {
 			case <-said:
-				_ = client.Close()
 				return
 			default:
 			}
@@ -191,6 +203,9 @@ func carry(client net.Conn, database string, word []byte) {
 	for {
 		n, err := client.Read(buf)
 		if bytes.Contains(buf[:n], word) {
+			if what == questionLost {
+				break
+			}
 			close(said)
 		}
 		if _, writeErr := server.Write(buf[:n]); writeErr != nil || err != nil {
