@@ -56,19 +56,19 @@ func digitsEnd(b []byte, i int) int {
 // shortDigits is how many digits always fit into an int64.
 const shortDigits = 18
 
-// shortNumber reads ahead: the next value, with the comma before it, if that is
-// a number as rows mostly hold them, with at most 15 digits before the point
-// and 18 in all, no exponent, and no more white space than one blank after the
-// comma. It is n divided by ten to the power of scale, and ends at the place
-// end. An end of 0 means that it is something else, or not all in the buffer,
-// and for numberEnd to judge. Minus zero is something else, for n cannot tell.
-func (s *scanner) shortNumber() (n int64, scale, end int) {
-	const longest = 40 // comma, blank, minus, 16 digits, point, 16 digits, and what follows
-	if len(s.buf)-s.pos < longest {
-		return 0, 0, 0
-	}
-	b, i := (*[longest]byte)(s.buf[s.pos:]), 0
-	if s.due == dueComma {
+// shortest is how much of the body must be there for shortNumber to look at:
+// comma, blank, minus, 16 digits, point, 16 digits, and what follows.
+const shortest = 40
+
+// shortNumber looks at the next value, with the comma before it if one is due.
+// Most values of rows are numbers with at most 15 digits before the point and
+// 18 in all, without exponent, and without white space but for one blank after
+// the comma. Such a one is n divided by ten to the power of scale and ends at
+// the place end. An end of 0 means something else, which is for numberEnd to
+// judge; so is minus zero, for n cannot tell.
+func shortNumber(b *[shortest]byte, comma bool) (n int64, scale, end int) {
+	i := 0
+	if comma {
 		if b[0] != ',' {
 			return 0, 0, 0
 		}
@@ -81,12 +81,22 @@ func (s *scanner) shortNumber() (n int64, scale, end int) {
 	if negative {
 		i++
 	}
-	n, whole := leadingDigits(b[i : i+16])
-	if whole == 0 || whole == 16 || whole > 1 && b[i] == '0' {
+	n, whole := eightDigits(binary.LittleEndian.Uint64(b[i:]))
+	if whole == 8 {
+		more, count := eightDigits(binary.LittleEndian.Uint64(b[i+8:]))
+		if count == 8 {
+			return 0, 0, 0
+		}
+		n = n*integerPowers[count] + more
+		whole += count
+	}
+	if whole == 0 || whole > 1 && b[i] == '0' {
 		return 0, 0, 0
 	}
 	i += whole
-	if b[i] == '.' {
+	switch b[i] {
+	case ',', ']', '}':
+	case '.':
 		var fraction int64
 		fraction, scale = leadingDigits(b[i+1 : i+17])
 		if scale == 0 || scale == 16 || whole+scale > shortDigits {
@@ -94,14 +104,18 @@ func (s *scanner) shortNumber() (n int64, scale, end int) {
 		}
 		n = n*integerPowers[scale] + fraction
 		i += 1 + scale
-	}
-	switch {
-	case b[i]|0x20 == 'e', negative && n == 0:
+		if b[i]|0x20 == 'e' {
+			return 0, 0, 0
+		}
+	case 'e', 'E':
 		return 0, 0, 0
-	case negative:
-		n = -n
 	}
-	return n, scale, s.pos + i
+	if negative {
+		if n = -n; n == 0 {
+			return 0, 0, 0
+		}
+	}
+	return n, scale, i
 }
 
 // leadingDigits returns the number that the digits at the front of 16 bytes

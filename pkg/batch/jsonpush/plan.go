@@ -18,6 +18,7 @@ const timeColumn = "time"
 // field says how the values at one place of a row are encoded.
 type field struct {
 	name     string
+	quoted   []byte // the name as JSON has it; of rows that are objects
 	typ      catalogue.Type
 	isTime   bool // the row's time, which leads the tuple instead of standing here
 	isNumber bool
@@ -77,6 +78,9 @@ func planByName(family *catalogue.Family, lim *Limits) *plan {
 		f, _ := fieldOf(family, []byte(family.Columns[i].Name), lim)
 		p.add(f)
 	}
+	for i := range p.fields {
+		p.fields[i].quoted = []byte(`"` + p.fields[i].name + `"`)
+	}
 	return p
 }
 
@@ -109,46 +113,51 @@ func (p *plan) add(f field) {
 	p.fields = append(p.fields, f)
 }
 
-// find returns the position of the named field. Rows name their columns in the
-// same order as a rule, so the search begins where the last name was found.
-func (p *plan) find(name []byte, from int) (int, bool) {
-	for range p.fields {
-		if from == len(p.fields) {
-			from = 0
-		}
-		if p.fields[from].name == string(name) {
-			return from, true
-		}
-		from++
-	}
-	return 0, false
+// find returns the place of the named field, or -1.
+func (p *plan) find(name []byte) int {
+	return slices.IndexFunc(p.fields, func(f field) bool { return f.name == string(name) })
 }
 
-// appendShort appends the next number if that is simple, see shortNumber, and
-// can be told exactly for the field. Else it reads nothing and returns false.
-func (f *field) appendShort(dst []byte, s *scanner) ([]byte, bool) {
-	if !f.isNumber {
-		return dst, false
+// appendShort appends the next values for the fields as long as these are
+// numbers, and the values such as shortNumber knows and the fields hold exactly.
+// It returns how many it appended. The loop is where most of the time for a row
+// of counters goes.
+func appendShort(dst []byte, s *scanner, fields []field) ([]byte, int) {
+	buf, pos, comma, done := s.buf, s.pos, s.due == dueComma, 0
+	for ; done < len(fields) && fields[done].isNumber && len(buf)-pos >= shortest; done++ {
+		n, scale, end := shortNumber((*[shortest]byte)(buf[pos:]), comma)
+		if end == 0 {
+			break
+		}
+		before := len(dst)
+		if dst = fields[done].appendExact(dst, n, scale); len(dst) == before {
+			break
+		}
+		pos += end
+		comma = true
 	}
-	n, scale, end := s.shortNumber()
+	if done > 0 {
+		s.pos, s.due = pos, dueComma
+	}
+	return dst, done
+}
+
+// appendExact appends n divided by ten to the power of scale, or nothing if the
+// field may be unable to hold it.
+func (f *field) appendExact(dst []byte, n int64, scale int) []byte {
 	switch {
-	case end == 0:
-		return dst, false
-	case scale == 0 && f.typ == catalogue.BigInt:
-		dst = batch.AppendInt64(dst, n)
-	case scale == 0 && f.typ == catalogue.Integer && n == int64(int32(n)):
-		dst = batch.AppendInt32(dst, int32(n))
-	case scale == 0 && f.typ == catalogue.SmallInt && n == int64(int16(n)):
-		dst = batch.AppendInt16(dst, int16(n))
+	case f.typ == catalogue.BigInt && scale == 0:
+		return batch.AppendInt64(dst, n)
+	case f.typ == catalogue.Integer && scale == 0 && n == int64(int32(n)):
+		return batch.AppendInt32(dst, int32(n))
+	case f.typ == catalogue.SmallInt && scale == 0 && n == int64(int16(n)):
+		return batch.AppendInt16(dst, int16(n))
 	case f.typ == catalogue.DoublePrecision && -1<<53 <= n && n <= 1<<53:
-		dst = batch.AppendFloat64(dst, float64(n)/powers[scale])
+		return batch.AppendFloat64(dst, float64(n)/powers[scale])
 	case f.typ == catalogue.Real && -1<<24 <= n && n <= 1<<24 && scale < powers32:
-		dst = batch.AppendFloat32(dst, float32(n)/float32(powers[scale]))
-	default:
-		return dst, false
+		return batch.AppendFloat32(dst, float32(n)/float32(powers[scale]))
 	}
-	s.pos, s.due = end, dueComma
-	return dst, true
+	return dst
 }
 
 // append appends a raw JSON value as the field's value.

@@ -1,6 +1,7 @@
 package jsonpush_test
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"math/big"
@@ -113,6 +114,42 @@ func TestTheOrderOfMembersChangesNothing(t *testing.T) {
 		}
 	})
 	require.Positive(t, accepted)
+}
+
+func TestNamesMayComeInAnyOrder(t *testing.T) {
+	t.Parallel()
+	cat := families(t)
+	columns := wideColumns()
+	rapid.Check(t, func(t *rapid.T) {
+		var arrays, objects []string
+		order := rapid.Permutation(columns)
+		names := order.Draw(t, "order")
+		for range rapid.IntRange(1, 5).Draw(t, "rows") {
+			if rapid.Bool().Draw(t, "another order") {
+				names = order.Draw(t, "order")
+			}
+			values := map[string]string{}
+			given := rapid.IntRange(0, len(names)).Draw(t, "given")
+			members := make([]member, given)
+			for i, name := range names[:given] {
+				values[name] = rapid.SampledFrom([]string{"1", "-20", `"3"`, "null", "4e1"}).Draw(t, "value")
+				members[i] = member{name, values[name]}
+			}
+			space := rapid.SampledFrom([]string{": ", ":", " : "}).Draw(t, "space")
+			objects = append(objects, strings.ReplaceAll(object(members), ": ", space))
+			row := make([]string, len(columns))
+			for i, name := range columns {
+				row[i] = cmp.Or(values[name], "null")
+			}
+			arrays = append(arrays, "["+strings.Join(row, ",")+"]")
+		}
+		b, _, err := jsonpush.Decode(strings.NewReader(body([]string{
+			`{"type": "wide", "rows": [` + strings.Join(objects, ",") + `]}`,
+			`{"type": "wide", "columns": ` + encode(columns) + `, "rows": [` + strings.Join(arrays, ",") + `]}`,
+		})), collector, cat, jsonpush.DefaultLimits(), now)
+		require.NoError(t, err)
+		require.Equal(t, b.Sections[1], b.Sections[0])
+	})
 }
 
 func indexes(r *jsonpush.Report) []int {

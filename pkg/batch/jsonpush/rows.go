@@ -61,6 +61,7 @@ type rowEncoder struct {
 	// Of a row that is an object, whose members come in any order.
 	values []byte  // encoded, as they came
 	places []place // by field
+	behind []int   // which field came behind which: that behind the first one is at 1
 	us     int64   // the row's time
 }
 
@@ -119,6 +120,10 @@ func (e *rowEncoder) begin() {
 	e.lead = batch.AppendTuple(nil, batch.LeadFields+len(it.plan.columns), timeOf(it.lead.us), it.lead.server.id)
 	if it.plan.byName {
 		e.places = make([]place, len(it.plan.fields))
+		e.behind = make([]int, len(it.plan.fields)+1)
+		for i := range e.behind {
+			e.behind[i] = i
+		}
 	}
 }
 
@@ -130,12 +135,13 @@ func (e *rowEncoder) array(row int) error {
 	}
 	start := len(e.tuples)
 	dst := append(e.tuples, e.lead...)
-	for i := range fields {
-		f := &fields[i]
-		var done bool
-		if dst, done = f.appendShort(dst, s); done {
-			continue
+	for i := 0; ; i++ {
+		var short int
+		dst, short = appendShort(dst, s, fields[i:])
+		if i += short; i == len(fields) {
+			break
 		}
+		f := &fields[i]
 		if !s.more() {
 			it.refuse(rowPointer(row), rowArity)
 			return nil
@@ -173,24 +179,17 @@ func (e *rowEncoder) object(row int) error {
 	}
 	clear(e.places)
 	e.values = e.values[:0]
-	for at := 0; s.more(); at++ {
-		quoted, err := s.rawName()
+	for last := 0; s.more(); {
+		at, quoted, err := e.column(last)
 		if err != nil {
 			return err
 		}
-		var known bool
-		if at, known = p.find(text(quoted), at); !known {
+		if at < 0 {
 			e.item.refuse(rowPointer(row), columnUnknown)
 			return e.pass(quoted)
 		}
-		if e.places[at].given {
-			return s.broken(-len(quoted), errDuplicate)
-		}
 		e.places[at] = place{given: true, start: len(e.values)}
-		if err := s.colon(); err != nil {
-			return err
-		}
-		bad, err := e.member(&p.fields[at])
+		bad, err := e.member(p.fields[at : at+1])
 		if err != nil {
 			return err
 		}
@@ -199,15 +198,40 @@ func (e *rowEncoder) object(row int) error {
 			return e.pass(nil)
 		}
 		e.places[at].end = len(e.values)
+		last = at + 1
 	}
 	e.join(row)
 	return nil
 }
 
+// column reads the next name of a row and the colon, and returns the place of
+// its field, or -1 and the name if there is no such field; the colon is then
+// still to come. Rows name their columns in the same order as a rule, so the
+// one is tried that came behind the last one in the row before.
+func (e *rowEncoder) column(last int) (int, []byte, error) {
+	s, p := e.scan, e.item.plan
+	if at := e.behind[last]; at < len(p.fields) && !e.places[at].given && s.nameIs(p.fields[at].quoted) {
+		return at, nil, nil
+	}
+	quoted, err := s.rawName()
+	if err != nil {
+		return 0, nil, err
+	}
+	at := p.find(text(quoted))
+	if at < 0 {
+		return at, quoted, nil
+	}
+	if e.places[at].given {
+		return 0, nil, s.broken(-len(quoted), errDuplicate)
+	}
+	e.behind[last] = at
+	return at, nil, s.colon()
+}
+
 // member encodes the next value of a row that is an object.
-func (e *rowEncoder) member(f *field) (*problem, error) {
-	var done bool
-	if e.values, done = f.appendShort(e.values, e.scan); done {
+func (e *rowEncoder) member(f []field) (*problem, error) {
+	var short int
+	if e.values, short = appendShort(e.values, e.scan, f); short == 1 {
 		return nil, nil
 	}
 	raw, err := e.scan.element()
@@ -215,10 +239,10 @@ func (e *rowEncoder) member(f *field) (*problem, error) {
 		return nil, err
 	}
 	var bad *problem
-	if f.isTime {
+	if f[0].isTime {
 		e.us, bad = rowTime(raw)
 	} else {
-		e.values, bad = f.append(e.values, raw)
+		e.values, bad = f[0].append(e.values, raw)
 	}
 	return bad, nil
 }
@@ -231,7 +255,7 @@ func (e *rowEncoder) pass(quoted []byte) error {
 	first := s.names.len()
 	for i, place := range e.places {
 		if place.given {
-			s.names.add([]byte(`"`+e.item.plan.fields[i].name+`"`), first)
+			s.names.add(e.item.plan.fields[i].quoted, first)
 		}
 	}
 	if quoted != nil {

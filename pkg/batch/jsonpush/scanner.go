@@ -148,6 +148,18 @@ func (s *scanner) rawName() ([]byte, error) {
 	return s.token()
 }
 
+// nameIs passes over the next name and its colon if they are written as quoted
+// and stand close to each other. Else it does nothing, which says nothing.
+func (s *scanner) nameIs(quoted []byte) bool {
+	b, n := s.buf[s.pos:], len(quoted)
+	if s.due == dueComma || len(b) <= n || b[n] != ':' || string(b[:n]) != string(quoted) {
+		return false
+	}
+	s.pos += n + 1
+	s.due = dueValue
+	return true
+}
+
 func (s *scanner) colon() error {
 	if s.next() != ':' {
 		return s.unexpected()
