@@ -21,6 +21,7 @@ func BenchmarkDecode(b *testing.B) {
 	}{
 		"narrow":         {1000, body([]string{rowsOf("narrow", []string{"v"}, 1000, false, base)})},
 		"narrow_with_id": {1000, body([]string{rowsOf("narrow", []string{"v"}, 1000, false, base)}, batchID(now))},
+		"few":            {10, body([]string{rowsOf("wide", wideColumns()[:8], 10, false, base)}, batchID(now))},
 		"narrow_timed":   {1000, body([]string{rowsOf("narrow", []string{"v"}, 1000, true, base)}, batchID(now))},
 		"wide":           {250, body([]string{rowsOf("wide", wideColumns(), 250, false, base)})},
 		"wide_with_id":   {250, body([]string{rowsOf("wide", wideColumns(), 250, false, base)}, batchID(now))},

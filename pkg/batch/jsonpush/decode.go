@@ -43,19 +43,20 @@ type Holder interface {
 // and what the reader returns, wrapped. Beside an error the report is nil, save
 // when no item was acceptable (nothing_accepted).
 func Decode(body io.Reader, collector uuid.UUID, cat *catalogue.Catalogue, lim Limits, now time.Time) (*batch.Batch, *Report, error) {
+	m := scratches.Get().(*scratch)
+	m.scan.reset(&boundedReader{src: body, left: lim.MaxBodyBytes}, newBodyHash(collector))
 	holder, _ := body.(Holder)
 	d := &decoder{
 		holder:    holder,
-		scan:      newScanner(&boundedReader{src: body, left: lim.MaxBodyBytes}, newBodyHash(collector)),
+		scan:      &m.scan,
 		collector: collector,
 		catalogue: cat,
 		limits:    lim,
+		tuples:    m.tuples,
 		servers:   map[string]server{},
 		overhead:  envelopeOverhead,
 	}
-	memory := scratches.Get().(*scratch)
-	d.scan.buf, d.tuples = memory.window[:0], memory.tuples[:0]
-	defer func() { memory.keep(d.scan.buf, d.tuples) }()
+	defer func() { m.release(d.tuples) }()
 	if err := d.members(); err != nil {
 		return nil, nil, err
 	}
@@ -77,7 +78,7 @@ func Decode(body io.Reader, collector uuid.UUID, cat *catalogue.Catalogue, lim L
 // scratch is memory that decoding takes and the batch does not keep. Without
 // it, getting and clearing memory costs more than reading the JSON.
 type scratch struct {
-	window []byte // of the scanner
+	scan   scanner
 	tuples []byte
 }
 
@@ -88,12 +89,10 @@ var scratches = sync.Pool{New: func() any { return new(scratch) }}
 // takes.
 const maxScratch = 256 << 10
 
-func (m *scratch) keep(window, tuples []byte) {
-	if cap(window) <= maxScratch {
-		m.window = window
-	}
+func (m *scratch) release(tuples []byte) {
+	m.scan.reset(nil, nil) // lets go of the body
 	if cap(tuples) <= maxScratch {
-		m.tuples = tuples
+		m.tuples = tuples[:0]
 	}
 	scratches.Put(m)
 }

@@ -12,7 +12,7 @@ import (
 
 // head is what a body says beside its metrics.
 type head struct {
-	seen         map[string]bool // members that were given and not null
+	seen         []string // members that were given and not null
 	hostname     server
 	timestamp    int64 // microseconds since 1970
 	version      string
@@ -25,7 +25,7 @@ type head struct {
 	metricsCount int64
 }
 
-func (h *head) has(member string) bool { return h.seen[member] }
+func (h *head) has(member string) bool { return slices.Contains(h.seen, member) }
 
 // Members of a body. Those that must be there come first.
 var (
@@ -35,7 +35,7 @@ var (
 
 // members reads the body's members in whatever order they come.
 func (d *decoder) members() error {
-	d.head.seen = make(map[string]bool, len(requiredMembers)+len(optionalMembers))
+	d.head.seen = make([]string, 0, len(requiredMembers)+len(optionalMembers))
 	if d.scan.peek() != kindObject {
 		if err := d.scan.skip(); err != nil {
 			return err
@@ -50,11 +50,10 @@ func (d *decoder) members() error {
 		if err != nil {
 			return err
 		}
-		name := string(given)
-		required := slices.Contains(requiredMembers, name)
-		if !required && !slices.Contains(optionalMembers, name) {
+		name, required := memberOf(given)
+		if name == "" {
 			pointer := ""
-			if known := printable([]byte(name)); known != "" {
+			if known := printable(given); known != "" {
 				pointer = "/" + known
 			}
 			return invalid(pointer, codeUnknownMember, "the body has no such member")
@@ -65,12 +64,25 @@ func (d *decoder) members() error {
 			}
 			continue
 		}
-		d.head.seen[name] = true
+		d.head.seen = append(d.head.seen, name)
 		if err := d.member(name); err != nil {
 			return err
 		}
 	}
 	return d.scan.leave()
+}
+
+// memberOf returns the member of that name, empty if there is none, and whether
+// it is required.
+func memberOf(given []byte) (name string, required bool) {
+	is := func(member string) bool { return member == string(given) }
+	if i := slices.IndexFunc(requiredMembers, is); i >= 0 {
+		return requiredMembers[i], true
+	}
+	if i := slices.IndexFunc(optionalMembers, is); i >= 0 {
+		return optionalMembers[i], false
+	}
+	return "", false
 }
 
 func (d *decoder) member(name string) error {

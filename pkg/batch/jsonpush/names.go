@@ -41,6 +41,7 @@ func (n *names) add(raw []byte, first int) ([]byte, bool) {
 	hash := uint32((maphash.Bytes(n.seed, name) ^ uint64(first)) * 0x9e3779b97f4a7c15 >> 32)
 	slot := n.slot(hash, func(i int) bool { return i >= first && string(n.at(i)) == string(name) })
 	if n.slots[slot] != 0 {
+		n.text, n.ends = n.text[:n.start(number)], n.ends[:number]
 		return nil, false
 	}
 	n.slots[slot] = uint32(number + 1)

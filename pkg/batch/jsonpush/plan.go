@@ -34,11 +34,16 @@ type plan struct {
 	byName  bool           // rows are objects
 }
 
+func newPlan(family *catalogue.Family) *plan {
+	n := len(family.Columns)
+	return &plan{fields: make([]field, 0, n+1), columns: make([]batch.Column, 0, n), timeAt: -1}
+}
+
 // planOf returns the plan for rows that are arrays, whose columns are named by
 // a raw JSON array. The position is that of the faulty name, -1 when the fault
 // is not in one name.
 func planOf(family *catalogue.Family, raw []byte, lim *Limits) (*plan, int, *problem) {
-	p := &plan{timeAt: -1}
+	p := newPlan(family)
 	names := scannerOf(raw)
 	if names.open() != nil {
 		return nil, -1, columnsInvalid
@@ -72,7 +77,8 @@ func planOf(family *catalogue.Family, raw []byte, lim *Limits) (*plan, int, *pro
 // planByName returns the plan for rows that are objects: all columns of the
 // family, because which of them the rows name is not known before the last row.
 func planByName(family *catalogue.Family, lim *Limits) *plan {
-	p := &plan{timeAt: -1, byName: true}
+	p := newPlan(family)
+	p.byName = true
 	p.add(field{name: timeColumn, isTime: true})
 	for i := range family.Columns {
 		f, _ := fieldOf(family, []byte(family.Columns[i].Name), lim)
@@ -278,10 +284,12 @@ func (f *field) textTooLong() *problem {
 	return valueTextLong
 }
 
-// The places of the two fields that lead a tuple, behind its number of fields.
+// The places of the two fields that lead a tuple, behind its number of fields,
+// and where they end.
 const (
 	timeOffset   = 2
 	serverOffset = timeOffset + 4 + 8
+	leadBytes    = serverOffset + 4 + 16
 )
 
 // stamp writes the server and, unless rows have their own, the time into

@@ -117,7 +117,7 @@ func (d *decoder) reserve() {
 func (e *rowEncoder) begin() {
 	it := e.item
 	it.lead = e.leadOf(it)
-	e.lead = batch.AppendTuple(nil, batch.LeadFields+len(it.plan.columns), timeOf(it.lead.us), it.lead.server.id)
+	e.lead = batch.AppendTuple(make([]byte, 0, leadBytes), batch.LeadFields+len(it.plan.columns), timeOf(it.lead.us), it.lead.server.id)
 	if it.plan.byName {
 		e.places = make([]place, len(it.plan.fields))
 		e.behind = make([]int, len(it.plan.fields)+1)

@@ -42,10 +42,20 @@ type container struct {
 // contract.
 const maxDepth = 10_000
 
-// newScanner returns a scanner of a body. The bytes that it has passed over go
-// into passed, which may be nil.
-func newScanner(body io.Reader, passed hash.Hash) *scanner {
-	return &scanner{window: window{src: body, passed: passed, keep: -1}}
+// reset makes it the scanner of another body and keeps its memory, unless a body
+// needed unusually much. The bytes that it has passed over go into passed, which
+// may be nil.
+func (s *scanner) reset(body io.Reader, passed hash.Hash) {
+	const usual = 1024 // values within each other, and names of open objects
+	if cap(s.buf) > maxScratch || cap(s.nest) > usual || cap(s.names.ends) > usual || cap(s.names.text) > maxScratch {
+		*s = scanner{}
+	}
+	s.names.drop(0)
+	*s = scanner{
+		window: window{src: body, buf: s.buf[:0], passed: passed, keep: -1},
+		nest:   s.nest[:0],
+		names:  s.names,
+	}
 }
 
 // scannerOf returns a scanner of a value that was read before.

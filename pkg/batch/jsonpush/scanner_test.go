@@ -34,13 +34,15 @@ func FuzzScanner(f *testing.F) {
 		if wantErr == nil {
 			require.True(t, json.Valid(data))
 		}
+		var s scanner // used again and again, as by Decode
 		for name, r := range map[string]io.Reader{
 			"at once":     bytes.NewReader(data),
 			"by byte":     iotest.OneByteReader(bytes.NewReader(data)),
 			"by chance":   &randomReader{data: data, rand: rand.New(rand.NewPCG(uint64(len(data)), 1))},
 			"with an end": iotest.DataErrReader(bytes.NewReader(data)),
 		} {
-			got, err := tokensOf(newScanner(r, nil))
+			s.reset(r, nil)
+			got, err := tokensOf(&s)
 			requireSameOutcome(t, data, wantErr, err, name)
 			if wantErr == nil {
 				require.Equal(t, want, got, name)
@@ -63,6 +65,12 @@ func (r *randomReader) Read(p []byte) (int, error) {
 	n := copy(p, r.data[:r.rand.IntN(min(len(r.data), 300)+1)])
 	r.data = r.data[n:]
 	return n, nil
+}
+
+func newScanner(body io.Reader) *scanner {
+	s := &scanner{}
+	s.reset(body, nil)
+	return s
 }
 
 // errMore stands for what follows a whole JSON text.
@@ -169,7 +177,7 @@ func TestValuesLieWithinEachOtherTenThousandDeep(t *testing.T) {
 	for depth, refused := range map[int]bool{10_000: false, 10_001: true} {
 		for _, pair := range []string{"[]", "{}"} {
 			text := strings.Repeat("[", depth-1) + pair + strings.Repeat("]", depth-1)
-			s := newScanner(strings.NewReader(text), nil)
+			s := newScanner(strings.NewReader(text))
 			err := s.skip()
 			require.Equal(t, refused, err != nil, depth)
 			if refused {
@@ -185,14 +193,14 @@ func TestValuesLieWithinEachOtherTenThousandDeep(t *testing.T) {
 // outcome that it has token by token.
 func requireWholeValue(t *testing.T, data []byte, want error) {
 	t.Helper()
-	s := newScanner(iotest.HalfReader(bytes.NewReader(data)), nil)
+	s := newScanner(iotest.HalfReader(bytes.NewReader(data)))
 	raw, err := s.value()
 	if err == nil {
 		require.Equal(t, string(bytes.TrimLeft(data, " \t\n\r")[:len(raw)]), string(raw))
 		err = s.end()
 	}
 	requireSameOutcome(t, data, want, err, "as one value")
-	s = newScanner(iotest.HalfReader(bytes.NewReader(data)), nil)
+	s = newScanner(iotest.HalfReader(bytes.NewReader(data)))
 	if err = s.skip(); err == nil {
 		err = s.end()
 	}
