@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/require"
 )
 
@@ -191,11 +190,4 @@ func TestLateRowsAgainstTheirRetentionAreStoredOrExpireAndNothingElse(t *testing
 	f.stop()
 	v := s.verify(0)
 	require.Positive(t, v.expired)
-}
-
-func stateOf(t *testing.T, err error) string {
-	t.Helper()
-	var pgErr *pgconn.PgError
-	require.ErrorAs(t, err, &pgErr)
-	return pgErr.Code
 }

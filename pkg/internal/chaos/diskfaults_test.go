@@ -8,8 +8,10 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/require"
+
+	"pganalytics/pkg/internal/testdb"
 )
 
 // smallDisk mounts one of size MiB that the server may write to.
@@ -49,26 +51,47 @@ func fill(t *testing.T, dir string) (free func()) {
 	return func() { require.NoError(t, os.Remove(name)) }
 }
 
-func TestAFullDiskLosesNothingAndBuriesNothing(t *testing.T) {
+func TestADiskThatIsFullForTheWholeDatabaseLosesNothing(t *testing.T) {
 	t.Parallel()
 	slow(t)
-	s, _ := ownCluster(t)
-	conn := s.connect()
-	var data string
-	require.NoError(t, conn.QueryRow(t.Context(), "show data_directory").Scan(&data))
-	disk := smallDisk(t, data, 96)
-	sql(t, conn, "create tablespace small location '"+disk+"'", "create database small tablespace small")
-	u, err := url.Parse(s.db)
+	cluster, disk := clusterWithSmallDisk(t)
+	sql(t, connectTo(t, cluster.URL()), "create database small tablespace small")
+	u, err := url.Parse(cluster.URL())
 	require.NoError(t, err)
 	u.Path = "/small"
-	s = newSite(t, siteConfig{db: u.String()})
-	f := s.collect(fleetConfig{rows: 100})
+	newSite(t, siteConfig{db: u.String()}).fillTwice(disk, "public.large")
+}
+
+// The probe goes on to commit, so that nothing but the SQLSTATE tells that no
+// batch is to blame.
+func TestADiskThatIsFullForOneTableBuriesNothing(t *testing.T) {
+	t.Parallel()
+	slow(t)
+	cluster, disk := clusterWithSmallDisk(t)
+	s := newSite(t, siteConfig{db: cluster.URL()})
+	sql(t, s.connect(), "select attach_tablespace('small', 'metrics.chaos_right')")
+	s.fillTwice(disk, "public.large tablespace small")
+}
+
+func clusterWithSmallDisk(t *testing.T) (cluster *testdb.Cluster, disk string) {
+	t.Helper()
+	cluster = testdb.StartCluster(t)
+	conn := connectTo(t, cluster.URL())
+	var data string
+	require.NoError(t, conn.QueryRow(t.Context(), "show data_directory").Scan(&data))
+	disk = smallDisk(t, data, 96)
+	sql(t, conn, "create tablespace small location '"+disk+"'")
+	return cluster, disk
+}
+
+func (s *site) fillTwice(disk, table string) {
+	f := s.collect(fleetConfig{})
 	s.ingest(ingesterConfig{})
 	for range 2 {
 		s.flowing(100)
-		free := fill(t, disk)
+		free := fill(s.t, disk)
 		s.standsStill()
-		require.Equal(t, "53100", s.whyNot())
+		require.Equal(s.t, "53100", s.whyNot(table))
 		last(outage)
 		free()
 	}
@@ -77,12 +100,11 @@ func TestAFullDiskLosesNothingAndBuriesNothing(t *testing.T) {
 	s.verify(0)
 }
 
-// whyNot returns the SQLSTATE with which the database refuses a large write.
-func (s *site) whyNot() string {
+// whyNot returns the SQLSTATE with which the database refuses a large table.
+func (s *site) whyNot(table string) string {
 	s.t.Helper()
-	conn, err := pgx.Connect(s.t.Context(), s.db)
-	require.NoError(s.t, err)
-	defer func() { _ = conn.Close(s.t.Context()) }()
-	_, err = conn.Exec(s.t.Context(), "create table public.large as select repeat(n::text, 100) from generate_series(1, 100000) n")
-	return stateOf(s.t, err)
+	_, err := s.connect().Exec(s.t.Context(), "create table "+table+" as select repeat(n::text, 100) from generate_series(1, 100000) n")
+	var pgErr *pgconn.PgError
+	require.ErrorAs(s.t, err, &pgErr)
+	return pgErr.Code
 }

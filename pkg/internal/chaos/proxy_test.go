@@ -24,9 +24,13 @@ type proxy struct {
 	links   map[*link]struct{}
 	cut     bool          // nothing connects
 	silence chan struct{} // nothing passes until it is closed
-	commits int           // answers to COMMIT that still get lost
-	lost    int           // that got lost
 	hold    *hold
+
+	// COMMITs that still get lost on their way there, and answers to them on
+	// their way back.
+	requests, answers int
+	lost              int    // of both, so far
+	commit            []byte // name of the statement, where it is prepared
 }
 
 // link is one connection through the proxy.
@@ -126,6 +130,12 @@ func (l *link) pump(to io.Writer, from io.Reader, look func(*link, []byte) error
 func (p *proxy) up(l *link, data []byte) error {
 	p.wait()
 	p.mu.Lock()
+	if p.asksToCommit(data) && p.requests > 0 {
+		p.requests--
+		p.lost++
+		p.mu.Unlock()
+		return errCut
+	}
 	h := p.hold
 	if h == nil || h.taken {
 		p.mu.Unlock()
@@ -147,13 +157,25 @@ func (p *proxy) up(l *link, data []byte) error {
 	return nil
 }
 
+// asksToCommit sees COMMIT as text, or by the name under which it was prepared.
+func (p *proxy) asksToCommit(data []byte) bool {
+	end := bytes.Index(data, []byte("commit\x00"))
+	if end < 0 {
+		return p.commit != nil && bytes.Contains(data, p.commit)
+	}
+	if start := bytes.LastIndex(data[:end], []byte("stmtcache_")); start >= 0 && end-start < 100 {
+		p.commit = bytes.Clone(data[start:end])
+	}
+	return true
+}
+
 // down looks at what the server says.
 func (p *proxy) down(_ *link, data []byte) error {
 	p.wait()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.commits > 0 && bytes.Contains(data, []byte("COMMIT\x00")) {
-		p.commits--
+	if p.answers > 0 && bytes.Contains(data, []byte("COMMIT\x00")) {
+		p.answers--
 		p.lost++
 		return errCut // it is committed, and nobody hears of it
 	}
@@ -202,12 +224,12 @@ func (p *proxy) heal() {
 	}
 }
 
-// loseCommits lets the answers to the next n COMMITs get lost, each with its
-// connection.
-func (p *proxy) loseCommits(n int) {
+// loseCommits lets so many COMMITs get lost on their way to the server, and
+// so many answers on their way back, each with its connection.
+func (p *proxy) loseCommits(requests, answers int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.commits = n
+	p.requests, p.answers = requests, answers
 }
 
 func (p *proxy) commitsLost() int {

@@ -79,11 +79,13 @@ func ownCluster(t *testing.T) (*site, *testdb.Cluster) {
 }
 
 // connect opens a session of the test's own; it ends with the test.
-func (s *site) connect() *pgx.Conn {
-	s.t.Helper()
-	conn, err := pgx.Connect(s.t.Context(), s.db)
-	require.NoError(s.t, err)
-	s.t.Cleanup(func() { _ = conn.Close(context.Background()) })
+func (s *site) connect() *pgx.Conn { s.t.Helper(); return connectTo(s.t, s.db) }
+
+func connectTo(t *testing.T, db string) *pgx.Conn {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), db)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = conn.Close(context.Background()) })
 	return conn
 }
 

@@ -6,16 +6,16 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestACommitWhoseAnswerIsLostIsStoredOnce(t *testing.T) {
+func TestACommitThatIsLostOnItsWayThereOrBackIsStoredOnce(t *testing.T) {
 	t.Parallel()
-	const lost = 20
+	const lost = 10
 	s := newSite(t, siteConfig{})
 	f := s.collect(fleetConfig{})
 	wire, db := newProxy(t, s.db)
 	in := s.ingest(ingesterConfig{db: db})
 	s.flowing(20)
-	wire.loseCommits(lost)
-	s.eventually("answers to COMMIT are lost", func() bool { return wire.commitsLost() == lost })
+	wire.loseCommits(lost, lost)
+	s.eventually("COMMITs and answers are lost", func() bool { return wire.commitsLost() == 2*lost })
 	f.stop()
 	s.verify(0)
 	require.Contains(t, in.log.text(), "commit:")
