@@ -196,8 +196,8 @@ func TestConnectGivesUpWithItsContext(t *testing.T) {
 
 func TestConfigNamesAllFaults(t *testing.T) {
 	t.Parallel()
-	err := Config{User: "a.b", Prefix: "x.y", Replicas: 9, BatchesMaxBytes: -1, DuplicateWindow: 1}.Validate()
-	for _, name := range []string{"URL", "User", "PasswordFile", "Prefix", "Replicas", "BatchesMaxBytes", "DuplicateWindow"} {
+	err := Config{User: "a.b", Prefix: "x.y", Replicas: 9, BatchesMaxBytes: -1, DuplicateWindow: 1, MinPayload: 1}.Validate()
+	for _, name := range []string{"URL", "User", "PasswordFile", "Prefix", "Replicas", "BatchesMaxBytes", "DuplicateWindow", "MinPayload"} {
 		require.ErrorContains(t, err, name)
 	}
 	require.NoError(t, Config{URL: "nats://x"}.Validate())

@@ -21,6 +21,7 @@ const (
 	DefaultDuplicateWindow     = 2 * time.Minute // JetStream's own default
 	DefaultAckWait             = time.Minute
 	DefaultMaxAckPending       = 65_536
+	DefaultMinPayload          = 8 << 20
 	DefaultRequestTimeout      = 5 * time.Second
 	DefaultConfirmEvery        = 2 * time.Second
 )
@@ -72,6 +73,11 @@ type Config struct {
 	// messages in a load. Too small and ingesters starve each other.
 	MaxAckPending int
 
+	// MinPayload is the least max_payload in bytes that the servers must have.
+	// Defaults to 8 MiB. With less, larger batches are refused for good and
+	// their senders give them up.
+	MinPayload int64
+
 	// RequestTimeout ends the wait for one answer of the server, that to a
 	// publish included, if the caller's context does not end earlier. Defaults
 	// to 5 s. After it the outcome is unknown.
@@ -91,6 +97,7 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.DuplicateWindow, DefaultDuplicateWindow)
 	setDefault(&c.AckWait, DefaultAckWait)
 	setDefault(&c.MaxAckPending, DefaultMaxAckPending)
+	setDefault(&c.MinPayload, DefaultMinPayload)
 	setDefault(&c.RequestTimeout, DefaultRequestTimeout)
 	setDefault(&c.ConfirmEvery, DefaultConfirmEvery)
 	return c
@@ -128,6 +135,7 @@ func (c Config) Validate() error {
 	check(c.DuplicateWindow >= 100*time.Millisecond, "DuplicateWindow %s is shorter than the server's least, 100ms", c.DuplicateWindow)
 	check(c.AckWait > 0, "AckWait %s is not positive", c.AckWait)
 	check(c.MaxAckPending > 0, "MaxAckPending %d is not positive", c.MaxAckPending)
+	check(c.MinPayload > Headroom, "MinPayload %d leaves a batch nothing beside the headroom of %d", c.MinPayload, Headroom)
 	check(c.RequestTimeout > 0, "RequestTimeout %s is not positive", c.RequestTimeout)
 	check(c.ConfirmEvery > 0, "ConfirmEvery %s is not positive", c.ConfirmEvery)
 	return errors.Join(errs...)

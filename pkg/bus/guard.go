@@ -9,8 +9,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// Guard compares streams, consumer and buckets with what the promise needs and
-// names every difference. It is meant to run at start and every minute: whoever
+// Guard compares the server, streams, consumer and buckets with what the promise
+// needs and names every difference. It is meant to run at start and every minute: whoever
 // may administer the server can set an age limit, and from then on the stream
 // forgets. What the API does not tell it cannot check: that the servers sync
 // every write is theirs to configure.
@@ -41,6 +41,7 @@ func (b *Bus) Guard(ctx context.Context) error {
 		return unavailable("ask for bucket "+b.names.holds, err)
 	}
 	return errors.Join(
+		b.serverFaults(),
 		b.batchesFaults(batches.CachedInfo().Config),
 		b.consumerFaults(consumer.CachedInfo().Config),
 		b.deadLettersFaults(letters.CachedInfo().Config),
@@ -59,6 +60,12 @@ func (f *faults) check(ok bool, format string, args ...any) {
 	if !ok {
 		f.errs = append(f.errs, fmt.Errorf(f.subject+": "+format, args...))
 	}
+}
+
+func (b *Bus) serverFaults() error {
+	f := faults{subject: "nats server " + b.nc.ConnectedServerName()}
+	f.check(b.MaxPayload() >= b.cfg.MinPayload, "max_payload is %d, must be at least %d: larger batches would be refused", b.MaxPayload(), b.cfg.MinPayload)
+	return errors.Join(f.errs...)
 }
 
 func (b *Bus) batchesFaults(have jetstream.StreamConfig) error {

@@ -7,6 +7,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/stretchr/testify/require"
 
+	"pganalytics/pkg/bus/natsserver"
 	"pganalytics/pkg/fault"
 )
 
@@ -87,6 +88,20 @@ func TestGuardNamesMemoryStorageAndAWrongConsumer(t *testing.T) {
 	} {
 		require.ErrorContains(t, err, want)
 	}
+}
+
+func TestGuardNamesAServerThatTakesTooLittle(t *testing.T) {
+	t.Parallel()
+	w := setup(t)
+	w.restart(natsserver.Config{MaxPayload: 1 << 20})
+	err := w.Guard(t.Context())
+	require.Equal(t, fault.Internal, fault.ClassOf(err))
+	require.ErrorContains(t, err, "max_payload is 1048576, must be at least 8388608")
+
+	cfg := w.cfg
+	cfg.MinPayload = 1 << 20
+	content := &world{t: t, cfg: cfg}
+	require.NoError(t, content.connect().Guard(t.Context()))
 }
 
 func TestGuardWantsTheConfiguredReplicas(t *testing.T) {

@@ -41,6 +41,7 @@ type StreamFlags struct {
 	PasswordFile string `type:"path" help:"File with that user's password; read at every connect."`
 	CAFile       string `type:"path" help:"File with the PEM certificates that a tls:// server is checked against. Defaults to the system's."`
 	Prefix       string `help:"Prefix of all stream, bucket and subject names, so that several installations can share a server."`
+	MinPayload   int64  `default:"8388608" help:"Least max_payload in bytes that the NATS servers must have. With less the service is not ready: larger batches would be refused."`
 	StreamLimits
 }
 
@@ -57,7 +58,7 @@ type StreamLimits struct {
 
 func (f *StreamFlags) config(name string) bus.Config {
 	c := f.StreamLimits.config(name)
-	c.URL, c.User, c.PasswordFile, c.CAFile, c.Prefix = f.URL, f.User, f.PasswordFile, f.CAFile, f.Prefix
+	c.URL, c.User, c.PasswordFile, c.CAFile, c.Prefix, c.MinPayload = f.URL, f.User, f.PasswordFile, f.CAFile, f.Prefix, f.MinPayload
 	return c
 }
 
