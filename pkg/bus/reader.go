@@ -76,6 +76,7 @@ func (r *Reader) Next(ctx context.Context, maxMessages, maxBytes int) ([]batch.D
 // read fetches from the cursor, and once more from a new one if it is gone:
 // after a pause, or with the server that had it.
 func (r *Reader) read(ctx context.Context, maxMessages, maxBytes int) ([]*nats.Msg, error) {
+	maxBytes = max(1, maxBytes) // to the server 0 would mean: as many as there are
 	maxMessages = int(min(uint64(max(1, maxMessages)), r.to-r.next+1))
 	if r.cursor != nil {
 		msgs, err := r.cursor.fetch(ctx, maxMessages, maxBytes)

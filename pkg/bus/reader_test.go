@@ -186,6 +186,10 @@ func TestAReaderIsBoundByBytesAndReadsTheLargestAlone(t *testing.T) {
 	require.Equal(t, []uint64{1, 2}, sequences(got))
 	require.Equal(t, []uint64{3, 4, 5, 6}, sequences(w.rest(r, 10, 250_000)))
 	require.Zero(t, r.Missing())
+
+	got, err = w.reader(1, 6).Next(t.Context(), 10, 0)
+	require.NoError(t, err)
+	require.Equal(t, []uint64{1}, sequences(got))
 }
 
 func TestAReaderDoesNotReadAStreamThatWasMadeAnew(t *testing.T) {

@@ -117,8 +117,9 @@ func (t *Trimmer) Trim(ctx context.Context) (TrimReport, error) {
 // trim reads the holds before it plans, and purges nothing if they cannot be
 // read. A hold that is taken between that and the purge comes too late for this
 // round and in time for all others: what the round takes away was not held when
-// it was decided, Reader.Missing counts it, and the round takes no longer than
-// RequestTimeout. Nothing that a hold keeps at the beginning of a round leaves.
+// it was decided, it was stored and old or in the way, and Reader.Missing counts
+// it. Nothing that a hold keeps at the beginning of a round leaves. To ask once
+// more before the purge would make the gap smaller and close it no better.
 func (t *Trimmer) trim(ctx context.Context) (TrimReport, error) {
 	// Asked first, so that little time lies between the holds and the purge.
 	answered := t.answered(ctx)
@@ -217,36 +218,39 @@ func (t *Trimmer) firstSince(ctx context.Context, begin time.Time, last uint64) 
 }
 
 // alarm tells once when the stream rises above its high water, and once when
-// it is below again; and the same of a hold that keeps it there, for then only
-// the end of what the hold is for makes room.
+// it is below again.
 func (t *Trimmer) alarm(f *facts) {
-	m, log := t.bus.metrics, t.bus.log.With("stream", f.info.Config.Name, "bytes", f.info.State.Bytes)
-	above := float64(f.info.State.Bytes) > t.highWater(f.info)
-	if turned(&t.above, above, m.aboveHighWater) {
-		if above {
-			log.Error("stream is above its high water, stored batches leave it before the replay window is over",
-				"max_bytes", f.info.Config.MaxBytes, "messages", f.info.State.Msgs)
-		} else {
-			log.Info("stream is below its high water again")
-		}
+	state, limit := f.info.State, f.info.Config.MaxBytes
+	above := float64(state.Bytes) > t.highWater(f.info)
+	switch changed := turned(&t.above, above, t.bus.metrics.aboveHighWater); {
+	case changed && above:
+		t.bus.log.Error("stream is above its high water, stored batches leave it before the replay window is over",
+			"stream", f.info.Config.Name, "bytes", state.Bytes, "max_bytes", limit, "messages", state.Msgs)
+	case changed:
+		t.bus.log.Info("stream is below its high water again", "stream", f.info.Config.Name, "bytes", state.Bytes)
 	}
-	h, by := f.held(), ""
-	if h != nil {
-		by = h.Name
-	}
-	if by != "" && by != t.heldBy {
-		log.Warn("a hold keeps the stream from its first sequence on", "hold", h.Name, "from", h.From, "to", h.To, "reason", h.Reason, "by", h.By, "since", h.Since)
-	}
-	t.heldBy = by
 	// More is stored than the hold lets go, and the cut would go beyond it.
-	held := above && f.limit() < min(f.stored(), t.pressed(f.info))
-	if turned(&t.heldFull, held, m.heldAboveHighWater) {
-		if held {
-			log.Error("stream is above its high water because of a hold, batches will be refused when it is full",
-				"max_bytes", f.info.Config.MaxBytes, "hold", by, "reason", h.Reason)
-		} else {
-			log.Info("no hold keeps the stream above its high water any more")
-		}
+	t.alarmHeld(f, above && f.limit() < min(f.stored(), t.pressed(f.info)))
+}
+
+// alarmHeld tells once of a hold, and once when it is all that keeps the stream
+// above its high water: then only the end of what it is for makes room.
+func (t *Trimmer) alarmHeld(f *facts, full bool) {
+	h := f.held()
+	if h == nil {
+		h = &Hold{}
+	}
+	log := t.bus.log.With("stream", f.info.Config.Name, "hold", h.Name, "from", h.From, "to", h.To, "reason", h.Reason, "by", h.By, "since", h.Since)
+	if h.Name != "" && h.Name != t.heldBy {
+		log.Warn("a hold keeps the stream from its first sequence on")
+	}
+	t.heldBy = h.Name
+	switch changed := turned(&t.heldFull, full, t.bus.metrics.heldAboveHighWater); {
+	case changed && full:
+		log.Error("stream is above its high water because of a hold, batches will be refused when it is full",
+			"bytes", f.info.State.Bytes, "max_bytes", f.info.Config.MaxBytes)
+	case changed:
+		t.bus.log.Info("no hold keeps the stream above its high water any more", "stream", f.info.Config.Name)
 	}
 }
 
