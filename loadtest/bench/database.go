@@ -33,9 +33,10 @@ func newDatabase(ctx context.Context) (d *database, err error) {
 	if err := d.exec(ctx, "create database "+d.name); err != nil {
 		return nil, err
 	}
+	made := d
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, d.drop())
+			d, err = nil, errors.Join(err, made.drop())
 		}
 	}()
 	cfg, err := pgxpool.ParseConfig(d.server)

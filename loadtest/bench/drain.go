@@ -8,8 +8,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"pganalytics/pkg/bus/natsserver"
 )
 
 // scenario is one way to drain a backlog of narrow rows.
@@ -31,17 +29,13 @@ var scenarios = []scenario{
 	{"batch 10000", 1_000_000, 10_000, 2, 1},
 	{"loaders 1", 1_000_000, 1000, 1, 1},
 	{"loaders 4", 1_000_000, 1000, 4, 1},
-	{"ingesters 1", 4_000_000, 1000, 2, 1},
-	{"ingesters 2", 4_000_000, 1000, 2, 2},
-	{"ingesters 4", 4_000_000, 1000, 2, 4},
+	{"ingesters 1", 2_000_000, 1000, 2, 1},
+	{"ingesters 2", 2_000_000, 1000, 2, 2},
+	{"ingesters 4", 2_000_000, 1000, 2, 4},
 }
 
 // ingesterMiB is what an ingester may hold at most, whatever the backlog.
 const ingesterMiB = 160
-
-// rowDisk is what a row takes in table, index and log of the database, in
-// bytes, rounded up.
-const rowDisk = 300
 
 func benchDrain(ctx context.Context, o options) (err error) {
 	chosen := make([]scenario, 0, len(scenarios))
@@ -54,7 +48,7 @@ func benchDrain(ctx context.Context, o options) (err error) {
 	if len(chosen) == 0 {
 		return fmt.Errorf("no scenario's name holds %q", o.only)
 	}
-	b, err := newBench()
+	b, err := newWorkbench()
 	if err != nil {
 		return err
 	}
@@ -99,64 +93,6 @@ func flatness(runs map[string][]drained) *gates {
 	return g
 }
 
-// bench has what drain and skip work with: a stream with backlogs.
-type bench struct {
-	dir      string
-	families string
-	stream   *stream
-	backlogs map[[2]int]*backlog // by rows and rows per batch
-}
-
-func newBench() (b *bench, err error) {
-	b = &bench{backlogs: map[[2]int]*backlog{}}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, b.stop())
-		}
-	}()
-	if b.dir, err = os.MkdirTemp("", "pganalytics-bench-"); err != nil {
-		return b, err
-	}
-	if b.families, err = writeFamilies(b.dir); err != nil {
-		return b, err
-	}
-	b.stream, err = startStream(b.dir)
-	return b, err
-}
-
-func (b *bench) stop() error {
-	for _, l := range b.backlogs {
-		_ = l.bus.Close(context.Background()) // nothing is under way, and the server goes too
-	}
-	if b.stream != nil {
-		b.stream.stop()
-	}
-	return os.RemoveAll(b.dir)
-}
-
-// prepare fills the scenario's stream unless an earlier one has. It refuses
-// when the disk has no room for it and the rows.
-func (b *bench) prepare(ctx context.Context, sc scenario) error {
-	key := [2]int{sc.rows, sc.batch}
-	if b.backlogs[key] != nil {
-		return nil
-	}
-	l, err := b.stream.newBacklog(ctx, fmt.Sprintf("b%d-%d", sc.batch, sc.rows), narrow.withRows(sc.batch), sc.rows/sc.batch)
-	if err != nil {
-		return err
-	}
-	b.backlogs[key] = l
-	if err := natsserver.CheckDisk(b.dir, l.size+rowDisk*int64(sc.rows)); err != nil {
-		return err
-	}
-	began := time.Now()
-	if err := l.fill(ctx); err != nil {
-		return fmt.Errorf("fill: %w", err)
-	}
-	fmt.Fprintf(os.Stderr, "%d batches of %d rows on the stream in %.1f s\n", l.batches, sc.batch, time.Since(began).Seconds())
-	return nil
-}
-
 // drained is what one run took, from a tenth of the batches to nine tenths: at
 // the beginning tables are made, and at the end loaders wait for more to come.
 type drained struct {
@@ -171,7 +107,7 @@ type drained struct {
 func (d drained) rate() float64 { return d.rows / d.took.Seconds() }
 
 // drainNew drains the scenario's backlog into a database of its own.
-func (b *bench) drainNew(ctx context.Context, sc scenario) (d drained, err error) {
+func (b *workbench) drainNew(ctx context.Context, sc scenario) (d drained, err error) {
 	db, err := newDatabase(ctx)
 	if err != nil {
 		return d, err
@@ -182,7 +118,7 @@ func (b *bench) drainNew(ctx context.Context, sc scenario) (d drained, err error
 
 // drain starts the ingesters, has them all wait, and measures from the first
 // batch handed out until the last is acknowledged.
-func (b *bench) drain(ctx context.Context, sc scenario, db *database) (d drained, err error) {
+func (b *workbench) drain(ctx context.Context, sc scenario, db *database) (d drained, err error) {
 	l := b.backlogs[[2]int{sc.rows, sc.batch}]
 	if err := l.hold(ctx); err != nil {
 		return d, err

@@ -68,7 +68,7 @@ func benchMemory(ctx context.Context, o options) (err error) {
 
 // services run as in production, but for the stream.
 type services struct {
-	*bench
+	*workbench
 	db                         *database
 	backlog                    *backlog // empty at first: the stream of batches
 	gateway, ingester, authsvc *process
@@ -83,7 +83,7 @@ func startServices(ctx context.Context) (s *services, err error) {
 			err = errors.Join(err, s.stop())
 		}
 	}()
-	if s.bench, err = newBench(); err != nil {
+	if s.workbench, err = newWorkbench(); err != nil {
 		return s, err
 	}
 	if s.db, err = newDatabase(ctx); err != nil {
@@ -152,8 +152,8 @@ func (s *services) stop() error {
 	if s.backlog != nil {
 		errs = append(errs, s.backlog.bus.Close(context.Background()))
 	}
-	if s.bench != nil {
-		errs = append(errs, s.bench.stop())
+	if s.workbench != nil {
+		errs = append(errs, s.workbench.stop())
 	}
 	if s.db != nil {
 		errs = append(errs, s.db.drop())

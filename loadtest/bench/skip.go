@@ -14,7 +14,7 @@ const skipGate = 0.05
 // benchSkip drains a backlog and then, from its beginning, drains it again into
 // the same database.
 func benchSkip(ctx context.Context, o options) (err error) {
-	b, err := newBench()
+	b, err := newWorkbench()
 	if err != nil {
 		return err
 	}
@@ -56,7 +56,7 @@ func micros(us float64) time.Duration {
 	return brief(time.Duration(us * float64(time.Microsecond)))
 }
 
-func (b *bench) skip(ctx context.Context, sc scenario, runs int) (stored, skipped []drained, err error) {
+func (b *workbench) skip(ctx context.Context, sc scenario, runs int) (stored, skipped []drained, err error) {
 	for range runs {
 		db, err := newDatabase(ctx)
 		if err != nil {
