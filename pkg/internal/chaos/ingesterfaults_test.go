@@ -66,8 +66,9 @@ func TestAnIngesterFrozenInMidCopyHoldsUpNobody(t *testing.T) {
 	s.settled() // also what the frozen one had, before it is resumed
 	wire.releaseCopy()
 	frozen.signal(syscall.SIGCONT)
-	s.collect(fleetConfig{collectors: 2}) // for both
-	s.flowing(20)
+	f = s.collect(fleetConfig{}) // for both
+	s.flowing(100)
+	f.stop()
 	s.verify(0)
 }
 
