@@ -150,6 +150,10 @@ func (b *Bus) Ready(ctx context.Context) error {
 	return unavailable("ask for stream "+b.names.batches, err)
 }
 
+// AckWait returns how long a message may be out without a sign before it is
+// handed out again.
+func (b *Bus) AckWait() time.Duration { return b.cfg.AckWait }
+
 // MaxPayload returns the largest message in bytes that the connected server
 // takes. An encoded batch is limited to MaxPayload − Headroom, and a fetch
 // needs room for 2 × MaxPayload.

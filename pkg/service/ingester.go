@@ -93,7 +93,7 @@ func (p *process) ingest(ctx context.Context, flags *IngestFlags, db *DatabaseFl
 	if err != nil {
 		return err
 	}
-	dbConfig.FrozenAfter = bus.DefaultAckWait // by then others were handed its batches
+	dbConfig.FrozenAfter = b.AckWait() // by then others were handed its batches
 	// A family or column that is new in this version is added live.
 	err = p.retry(ctx, "prepare the tables", func(ctx context.Context) error {
 		return store.EnsureSchema(ctx, dbConfig.URL, cat)
