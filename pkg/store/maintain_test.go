@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -176,4 +177,71 @@ func TestNothingIsDroppedWhileTheClocksDisagree(t *testing.T) {
 	require.ErrorContains(t, err, "clock is off by 11m")
 	require.Empty(t, m.Chunks)
 	require.Equal(t, [2]int{1, 1}, f.counts())
+}
+
+// Repeats of batches from before the floor, while the floor moves under them.
+func TestPruningAmongRepeatsStoresNothingTwice(t *testing.T) {
+	t.Parallel()
+	f := setup(t)
+	c := uuid.New()
+	const days = 12
+	items := make([]batch.Item, days) // one to each chunk of the ledger
+	for i := range items {
+		items[i] = item(c, now.Add(-time.Duration(54-i)*day), narrow(c, "db1", now, 1))
+	}
+	f.load(items...)
+	loading := inBackground(t, 8, func(worker int) error {
+		outcomes, err := loadThrough(t.Context(), f.store, items[worker], items[(worker+5)%days])
+		for _, o := range outcomes {
+			if o != batch.AlreadyStored && o != batch.BelowFloor {
+				return fmt.Errorf("a batch that was stored long ago is %v", o)
+			}
+		}
+		return err
+	})
+	pruned := 0
+	for i := 0; i <= days && loading.goesOn(); {
+		m, err := f.store.Maintain(t.Context(), now.Add(-time.Duration(53-i)*day))
+		if fault.ClassOf(err) == fault.Contended {
+			continue // the loads come first
+		}
+		require.NoError(t, err)
+		pruned += m.LedgerChunks
+		i++
+	}
+	require.Positive(t, loading.stop())
+	require.Equal(t, days, pruned)
+	for i, o := range f.load(items...) {
+		require.Equal(t, batch.BelowFloor, o, i)
+	}
+	require.Equal(t, [2]int{0, days}, f.counts())
+}
+
+// A late row wants the very chunk that is just being dropped. It may outlive
+// the round or not, but the load goes through and its other rows are there.
+func TestLateRowsMeetTheDroppingOfTheirChunk(t *testing.T) {
+	t.Parallel()
+	f := setup(t)
+	loading := inBackground(t, 4, func(worker int) error {
+		c := uuid.New()
+		outcomes, err := loadThrough(t.Context(), f.store, item(c, now, narrow(c, "late", now.Add(-32*day), 2), narrow(c, "fresh", now, 3)))
+		if err == nil && outcomes[0] != batch.Stored {
+			return fmt.Errorf("a new batch is %v", outcomes[0])
+		}
+		return err
+	})
+	dropped := 0
+	for dropped < 20 && loading.goesOn() {
+		m, err := f.store.Maintain(t.Context(), time.Time{})
+		if err != nil {
+			require.Equal(t, fault.Contended, fault.ClassOf(err), "%v", err)
+		}
+		dropped += m.Chunks["narrow"]
+	}
+	loads := loading.stop()
+	require.Equal(t, loads, ask[int](f, "select count(*) from ingest.batch"))
+	require.Equal(t, 3*loads, ask[int](f, "select count(*) from metrics.narrow where time >= $1", now))
+	_, err := f.store.Maintain(t.Context(), time.Time{})
+	require.NoError(t, err)
+	require.Equal(t, 3*loads, ask[int](f, "select count(*) from metrics.narrow"))
 }
