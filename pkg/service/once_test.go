@@ -3,21 +3,27 @@ package service_test
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/fstest"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/proto"
 
 	"pganalytics/pkg/batch"
 	"pganalytics/pkg/batch/batchpb"
 	"pganalytics/pkg/bus"
+	"pganalytics/pkg/catalogue"
 	"pganalytics/pkg/ingester"
 	"pganalytics/pkg/internal/testdb"
+	"pganalytics/pkg/store"
+	"pganalytics/schemas"
 )
 
 func TestRowsAreStoredOnceWhenTheAckGetsLost(t *testing.T) {
@@ -323,4 +329,34 @@ func (f *fullLetters) Bury(ctx context.Context, letter batch.Letter) error {
 		return errors.New("full")
 	}
 	return f.DeadLetters.Bury(ctx, letter)
+}
+
+// A gateway of the next version sends a column that no ingester knows yet.
+func TestABatchWithANewColumnWaitsForTheIngesterThatKnowsIt(t *testing.T) {
+	t.Parallel()
+	l := newLine(t, lineConfig{bus: bus.Config{AckWait: time.Second}})
+	b := newBatch(1)
+	s := &b.Sections[0]
+	s.Columns = append(s.Columns, batch.Column{Name: "added", Type: catalogue.Integer})
+	s.Tuples = batch.AppendTuple(nil, 5, s.MinTime, s.ServerID)
+	s.Tuples = batch.AppendInt32(batch.AppendText(batch.AppendInt32(s.Tuples, 0), "x"), 42)
+	b.Seal()
+	l.publish(b, newBatch(10))
+	l.ingest(settings(), nil)
+	l.eventually("the neighbour is stored", func() bool { return l.rows() == 10 })
+	l.eventually("the new one is tried again", func() bool { return l.status().Redelivered > 0 })
+
+	grown := strings.Replace(family, "queries:", "  - {name: added, type: integer, kind: gauge, help: New.}\nqueries:", 1)
+	cat, err := catalogue.Load(schemas.Metrics, fstest.MapFS{"probe.yaml": {Data: []byte(grown)}})
+	require.NoError(t, err)
+	require.NoError(t, store.EnsureSchema(t.Context(), l.url, cat))
+	newer, err := store.Open(t.Context(), store.Config{URL: l.url}, cat, quiet(), prometheus.NewRegistry())
+	require.NoError(t, err)
+	t.Cleanup(newer.Close)
+	l.store = newer // of the ingester to come; the old one goes on beside it
+	l.ingest(settings(), nil)
+	l.settled()
+	require.Equal(t, 1, l.number("select count(*) from metrics.probe where added = 42"))
+	require.Equal(t, 11, l.rows())
+	require.Empty(t, l.letters())
 }
