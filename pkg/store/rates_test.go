@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"fmt"
 	"regexp"
 	"strings"
 	"testing"
@@ -272,6 +273,24 @@ func TestRatesAreReplacedUnderReadersAndLoads(t *testing.T) {
 	require.NoError(t, reader.Rollback(t.Context()))
 	require.NoError(t, g.Wait())
 	require.Contains(t, ask[string](watcher, "select obj_description('metrics.narrow_rates'::regclass)"), "at most 183 s")
+}
+
+func TestTheWidestFamilyHasRates(t *testing.T) {
+	t.Parallel()
+	f := ratesSetup(t)
+	widest := strings.Replace(narrowYAML, "name: narrow", "name: widest", 1)
+	for n := range 799 {
+		widest += fmt.Sprintf("  - {name: %s%04d, type: bigint, kind: counter}\n", strings.Repeat("c", 59), n) // as long as names may be
+	}
+	require.NoError(t, store.EnsureSchema(t.Context(), f.url, families(t, widest)))
+	for i := range 2 {
+		f.exec(fmt.Sprintf("insert into metrics.widest values ($1, $2%s)", strings.Repeat(fmt.Sprintf(", %d", 60*i), 800)), at(time.Duration(i)*time.Minute), uuid.Nil)
+	}
+	for _, from := range []string{"widest_rates", "widest_rates('-infinity')"} {
+		f.exec("create temporary table read as select * from metrics." + from)
+		require.Equal(t, 800, ask[int](f, "select count(*) from jsonb_each((select to_jsonb(r) - 'seconds' from read r where seconds = 60)) e where e.value = '1'"))
+		f.exec("drop table read")
+	}
 }
 
 // forbidDDL makes every later statement that changes the schema fail.

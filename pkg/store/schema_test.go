@@ -160,6 +160,12 @@ func TestBuiltInFamiliesCanBeLoaded(t *testing.T) {
 		require.Equal(t, int64(1), family.Rows, family.Name)
 	}
 	require.Equal(t, 1, ask[int](f, "select version from metrics.server"), "what a server is comes from pg_instance")
+	for _, family := range cat.Families() {
+		if len(family.Counters()) > 0 {
+			require.Equal(t, 1, ask[int](f, "select count(*) from metrics."+family.Name+"_rates"), family.Name)
+			require.Equal(t, 1, ask[int](f, "select count(*) from metrics."+family.Name+"_rates('-infinity')"), family.Name)
+		}
+	}
 }
 
 // appendSome appends a value of the type.
