@@ -19,9 +19,15 @@ import (
 	"pganalytics/pkg/batch"
 	"pganalytics/pkg/bus/natsserver"
 	"pganalytics/pkg/fault"
+	"pganalytics/pkg/internal/testnats"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if testnats.Member() {
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // patience bounds every poll of these tests.
 const patience = 20 * time.Second

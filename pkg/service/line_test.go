@@ -25,7 +25,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	if role(m) {
+	if role(m) || testnats.Member() {
 		return
 	}
 	goleak.VerifyTestMain(m)
@@ -56,21 +56,28 @@ func families(t testing.TB) *catalogue.Catalogue {
 // line is a stream and a database with nothing between them yet.
 type line struct {
 	t     testing.TB
-	nats  *testnats.Server
+	nats  *testnats.Server // nil when it was given a URL
 	bus   *bus.Bus
 	store *store.Store
-	url   string
+	url   string // of the database
+
+	natsURL string
 }
 
 type lineConfig struct {
 	databaseURL string // of an empty database; "" for one of its own
+	natsURL     string // "" for a server of its own
 	bus         bus.Config
 }
 
 func newLine(t testing.TB, cfg lineConfig) *line {
 	t.Helper()
 	ctx := t.Context()
-	l := &line{t: t, nats: testnats.Start(t), url: cfg.databaseURL}
+	l := &line{t: t, url: cfg.databaseURL, natsURL: cfg.natsURL}
+	if l.natsURL == "" {
+		l.nats = testnats.Start(t)
+		l.natsURL = l.nats.URL()
+	}
 	if l.url == "" {
 		l.url = testdb.New(t)
 	}
@@ -78,7 +85,7 @@ func newLine(t testing.TB, cfg lineConfig) *line {
 	require.NoError(t, store.Migrate(ctx, l.url))
 	require.NoError(t, store.EnsureSchema(ctx, l.url, cat))
 
-	cfg.bus.URL = l.nats.URL()
+	cfg.bus.URL = l.natsURL
 	cfg.bus.BatchesMaxBytes = max(cfg.bus.BatchesMaxBytes, 64<<20)
 	cfg.bus.DeadLettersMaxBytes = 16 << 20
 	var err error

@@ -289,7 +289,7 @@ func (l *line) publishRaw(m *batchpb.Batch) []byte {
 	l.t.Helper()
 	payload, err := proto.Marshal(m)
 	require.NoError(l.t, err)
-	nc, err := nats.Connect(l.nats.URL())
+	nc, err := nats.Connect(l.natsURL)
 	require.NoError(l.t, err)
 	defer nc.Close()
 	js, err := jetstream.New(nc)

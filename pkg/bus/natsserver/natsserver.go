@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"time"
@@ -42,7 +43,25 @@ type Config struct {
 	MaxBytes int64
 	// StartTimeout bounds reading what the streams hold. Defaults to 1 min.
 	StartTimeout time.Duration
+	// Cluster has the server replicate with others. Defaults to none.
+	Cluster Cluster
 }
+
+// Cluster is one server's place among those that replicate with each other.
+// Nothing is encrypted between them and anybody may join, which is good enough
+// on one host: for tests.
+type Cluster struct {
+	// Name of this server, unlike those of the others.
+	Name string
+	// Listen is the address, host:port, where this server meets the others;
+	// empty for a server that stands alone.
+	Listen string
+	// Members are these addresses of all servers, this one included.
+	Members []string
+}
+
+// serverName is that of a server that stands alone, and of a cluster.
+const serverName = "pganalytics"
 
 // MaxPayload is the default largest message in bytes.
 const MaxPayload = 8 << 20
@@ -61,6 +80,9 @@ func (c Config) Validate() error {
 	}
 	if c.MaxPayload < 0 || c.MaxPayload > server.MAX_PAYLOAD_MAX_SIZE*8 {
 		errs = append(errs, fmt.Errorf("nats server: MaxPayload %d is not from 0 to 64 MiB", c.MaxPayload))
+	}
+	if _, _, err := c.Cluster.address(); err != nil {
+		errs = append(errs, fmt.Errorf("nats server: Cluster.Listen: %w", err))
 	}
 	if c.MaxBytes < 0 {
 		errs = append(errs, fmt.Errorf("nats server: MaxBytes %d is negative", c.MaxBytes))
@@ -143,7 +165,7 @@ func options(cfg Config) (*server.Options, error) {
 		password = string(hash)
 	}
 	o := &server.Options{
-		ServerName: "pganalytics",
+		ServerName: serverName,
 		DontListen: !cfg.Listen,
 		Host:       cfg.Host,
 		Port:       cfg.Port,
@@ -177,7 +199,33 @@ func options(cfg Config) (*server.Options, error) {
 		// The tenth is for the buckets, which have no limit of their own.
 		o.JetStreamMaxStore = cfg.MaxBytes + cfg.MaxBytes/10
 	}
-	return o, nil
+	return o, cfg.Cluster.join(o)
+}
+
+// address returns where the server meets the others, nothing if it stands
+// alone.
+func (c Cluster) address() (host string, port int, err error) {
+	if c.Listen == "" {
+		return "", 0, nil
+	}
+	address, err := net.ResolveTCPAddr("tcp", c.Listen)
+	if err != nil {
+		return "", 0, err
+	}
+	return address.IP.String(), address.Port, nil
+}
+
+func (c Cluster) join(o *server.Options) error {
+	host, port, err := c.address()
+	if err != nil || host == "" {
+		return err
+	}
+	o.ServerName = c.Name
+	o.Cluster = server.ClusterOpts{Name: serverName, Host: host, Port: port}
+	for _, member := range c.Members {
+		o.Routes = append(o.Routes, &url.URL{Scheme: "nats-route", Host: member})
+	}
+	return nil
 }
 
 // URL returns where the server listens, empty if it does not.

@@ -119,8 +119,8 @@ func TestALimitBelowThatOfTheStreamsIsRefusedAndLosesNothing(t *testing.T) {
 
 func TestConfigNamesAllFaults(t *testing.T) {
 	t.Parallel()
-	err := Config{Port: -2, MaxPayload: -1, MaxBytes: -1}.Validate()
-	for _, name := range []string{"StoreDir", "Port", "MaxPayload", "MaxBytes"} {
+	err := Config{Port: -2, MaxPayload: -1, MaxBytes: -1, Cluster: Cluster{Listen: "nowhere"}}.Validate()
+	for _, name := range []string{"StoreDir", "Port", "MaxPayload", "MaxBytes", "Cluster.Listen"} {
 		require.ErrorContains(t, err, name)
 	}
 }
