@@ -151,10 +151,14 @@ func TestRowsMayBeObjects(t *testing.T) {
 func TestWithoutAnIDTheBodyIsTheID(t *testing.T) {
 	t.Parallel()
 	sent := body([]string{good}) + "\n"
+	for _, large := range []string{strings.Repeat(" ", 100_000), ""} {
+		sum := sha256.Sum256(append(collector[:], large+sent...))
+		b, _, err := decode(t, large+sent)
+		require.NoError(t, err)
+		require.Equal(t, hex.EncodeToString(sum[:16]), hex.EncodeToString(b.ID[:]), "white space around it counts")
+	}
 	b, _, err := decode(t, sent)
 	require.NoError(t, err)
-	sum := sha256.Sum256(append(collector[:], sent...))
-	require.Equal(t, hex.EncodeToString(sum[:16]), hex.EncodeToString(b.ID[:]), "trailing white space counts")
 	require.Equal(t, time.Date(2026, 3, 4, 5, 6, 0, 0, time.UTC), b.SentAt)
 
 	again, _, err := jsonpush.Decode(strings.NewReader(sent), collector, families(t), jsonpush.DefaultLimits(), now.Add(time.Minute))

@@ -8,7 +8,7 @@
 // the order of members; the clock decides only whether the batch's own time is
 // acceptable.
 //
-// Rows are decoded as they come, so memory holds one row of JSON and the
+// Rows are decoded as they come, so memory holds one value of JSON and the
 // tuples. Only an item whose type or columns stand behind its rows has its rows
 // held back; a server or time that comes late is stamped into the tuples.
 package jsonpush

@@ -34,7 +34,7 @@ func TestAFaultOfStructureRefusesTheBody(t *testing.T) {
 		"cut off":                     {body([]string{good})[:60], fault.Invalid, "invalid_json", ""},
 		"cut off in rows":             {strings.TrimSuffix(body([]string{good}), "]}]}"), fault.Invalid, "invalid_json", ""},
 		"comma too many":              {body([]string{`{"type": "narrow", "columns": ["v"], "rows": [[1],]}`}), fault.Invalid, "invalid_json", ""},
-		"comma too few":               {body([]string{`{"type": "narrow", "rows": [{"v": 1 "time": "2026-03-04T05:06:00Z"}]}`}), fault.Invalid, "invalid_json", ""},
+		"comma too few":               {body([]string{`{"type": "texts", "rows": [{"id": 1 "query": "x"}]}`}), fault.Invalid, "invalid_json", ""},
 		"comma too few in a row":      {body([]string{`{"type": "narrow", "columns": ["v", "time"], "rows": [[1 "2026-03-04T05:06:00Z"]]}`}), fault.Invalid, "invalid_json", ""},
 		"leading zero":                {body([]string{`{"type": "narrow", "columns": ["v"], "rows": [[01]]}`}), fault.Invalid, "invalid_json", ""},
 		"NaN":                         {body([]string{`{"type": "narrow", "columns": ["v"], "rows": [[NaN]]}`}), fault.Invalid, "invalid_json", ""},
