@@ -27,7 +27,7 @@ import (
 
 const quickly = 300 * time.Millisecond
 
-func waitQuickly(cfg *store.Config) { cfg.KeyTimeout = quickly }
+func waitQuickly(cfg *store.Config) { cfg.KeyTimeout, cfg.LockTimeout = quickly, eventually }
 
 // hold enters the items in a transaction that it leaves open.
 func (f *fixture) hold(items ...batch.Item) pgx.Tx {
@@ -64,7 +64,9 @@ func TestBatchesThatNobodyHoldsAreStoredWithoutTheOthers(t *testing.T) {
 				want[i] = batch.Contested
 			}
 			tx := f.hold(blocked...)
+			start := time.Now()
 			require.Equal(t, append(want, batch.AlreadyStored), f.load(slices.Concat(items, []batch.Item{known})...))
+			require.Less(t, time.Since(start), eventually, "it does not wait as long as for other locks")
 			require.Equal(t, [2]int{1 + len(items) - len(held), 1 + len(items) - len(held)}, f.counts())
 			require.NoError(t, tx.Rollback(t.Context()))
 			for i := range want {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"pganalytics/pkg/batch"
 	"pganalytics/pkg/fault"
@@ -181,12 +182,12 @@ func readKnown(ctx context.Context, ses session, entries []entry) error {
 // floor, read last: what was pruned before it was looked for lies below.
 func lookUp(ctx context.Context, ses session, keys []key, known map[key]digest) (floor time.Time, err error) {
 	var sentAt []time.Time
-	var collectors, ids []uuid.UUID
+	var collectors, ids []pgtype.UUID
 	from, to := keys[0].sentAt, keys[0].sentAt
 	for _, k := range keys {
 		sentAt = append(sentAt, k.time())
-		collectors = append(collectors, k.collector)
-		ids = append(ids, k.batch)
+		collectors = append(collectors, pgUUID(k.collector))
+		ids = append(ids, pgUUID(k.batch))
 		from, to = min(from, k.sentAt), max(to, k.sentAt)
 	}
 	rows, err := ses.Query(ctx, readLedger, sentAt, collectors, ids, time.UnixMicro(from).UTC(), time.UnixMicro(to).UTC())
@@ -194,7 +195,7 @@ func lookUp(ctx context.Context, ses session, keys []key, known map[key]digest) 
 		return floor, ses.failed("read the ledger", err)
 	}
 	var at time.Time
-	var collector, id uuid.UUID
+	var collector, id [16]byte
 	var sum []byte
 	_, err = pgx.ForEachRow(rows, []any{&at, &collector, &id, &sum}, func() error {
 		known[key{at.UnixMicro(), collector, id}] = digest(sum)
@@ -239,9 +240,9 @@ func (s *Store) Missing(ctx context.Context, items []batch.Item) ([]int, error) 
 // ledgerRows gathers the columns of enterLedger.
 type ledgerRows struct {
 	sentAt                     []time.Time
-	collectors, ids            []uuid.UUID
-	epochs, previousEpochs     []*uuid.UUID
-	sequences, previousNumbers []*int64
+	collectors, ids            []pgtype.UUID // a uuid.UUID would be encoded by way of its text
+	epochs, previousEpochs     []pgtype.UUID
+	sequences, previousNumbers []pgtype.Int8
 	refused                    []string
 	streamSeqs                 []int64
 	incarnations               []string
@@ -262,7 +263,7 @@ func (r *ledgerRows) enter(to *pgx.Batch, from int, entries []entry) {
 // markStored takes the keys that an insert returned.
 func markStored(rows pgx.Rows, entries []entry) error {
 	var sentAt time.Time
-	var collector, id uuid.UUID
+	var collector, id [16]byte
 	_, err := pgx.ForEachRow(rows, []any{&sentAt, &collector, &id}, func() error {
 		find(entries, key{sentAt.UnixMicro(), collector, id}).outcome = batch.Stored
 		return nil
@@ -292,8 +293,8 @@ func (r *ledgerRows) add(it *batch.Item) error {
 	previousEpoch, previousSequence := mark(it.Previous)
 
 	r.sentAt = append(r.sentAt, keyOf(it.Batch).time())
-	r.collectors = append(r.collectors, it.CollectorID)
-	r.ids = append(r.ids, it.ID)
+	r.collectors = append(r.collectors, pgUUID(it.CollectorID))
+	r.ids = append(r.ids, pgUUID(it.ID))
 	r.epochs = append(r.epochs, epoch)
 	r.sequences = append(r.sequences, sequence)
 	r.previousEpochs = append(r.previousEpochs, previousEpoch)
@@ -307,30 +308,34 @@ func (r *ledgerRows) add(it *batch.Item) error {
 	return nil
 }
 
-// mark returns nils for a sender that does not number.
-func mark(m batch.Mark) (*uuid.UUID, *int64) {
-	if m.Epoch == uuid.Nil {
-		return nil, nil
-	}
-	n := int64(m.Sequence)
-	return &m.Epoch, &n
+// mark returns nulls for a sender that does not number.
+func mark(m batch.Mark) (pgtype.UUID, pgtype.Int8) {
+	numbers := m.Epoch != uuid.Nil
+	return pgtype.UUID{Bytes: m.Epoch, Valid: numbers}, pgtype.Int8{Int64: int64(m.Sequence), Valid: numbers}
 }
 
+func pgUUID(id uuid.UUID) pgtype.UUID { return pgtype.UUID{Bytes: id, Valid: true} }
+
 // describe returns the sections as the ledger keeps them, to be counted
-// against the tables.
+// against the tables. It is JSON by hand, for it is written for every batch.
 func describe(sections []batch.Section) (string, error) {
-	type section struct {
-		Family   string    `json:"family"`
-		ServerID uuid.UUID `json:"server_id"`
-		MinTime  time.Time `json:"min_time"`
-		MaxTime  time.Time `json:"max_time"`
-		Rows     int       `json:"rows"`
-	}
-	list := make([]section, len(sections))
+	text := make([]byte, 0, 2+192*len(sections))
+	text = append(text, '[')
 	for i := range sections {
 		s := &sections[i]
-		list[i] = section{s.Family, s.ServerID, s.MinTime, s.MaxTime, s.Rows}
+		if i > 0 {
+			text = append(text, ',')
+		}
+		family, err := json.Marshal(s.Family) // nobody has checked it yet
+		if err != nil {
+			return "", err
+		}
+		text = append(append(text, `{"family":`...), family...)
+		text = append(append(text, `,"server_id":"`...), s.ServerID.String()...)
+		text = s.MinTime.AppendFormat(append(text, `","min_time":"`...), time.RFC3339Nano)
+		text = s.MaxTime.AppendFormat(append(text, `","max_time":"`...), time.RFC3339Nano)
+		text = strconv.AppendInt(append(text, `","rows":`...), int64(s.Rows), 10)
+		text = append(text, '}')
 	}
-	text, err := json.Marshal(list)
-	return string(text), err
+	return string(append(text, ']')), nil
 }

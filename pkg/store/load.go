@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"pganalytics/pkg/batch"
 	"pganalytics/pkg/fault"
 )
@@ -69,19 +71,17 @@ func (s *Store) transact(ctx context.Context, ses session, items []batch.Item) (
 			return nil, err
 		}
 	}
+	var last pgx.Batch // the rest in one round trip
 	for i, c := range copies {
-		if !c.family.Dimension || i > 0 && copies[i-1].family == c.family {
-			continue
-		}
-		if _, err := ses.Exec(ctx, s.dimensions[c.family.Name]); err != nil {
-			return nil, ses.failed("settle "+c.family.Name, err)
+		if c.family.Dimension && (i == 0 || copies[i-1].family != c.family) {
+			last.Queue(s.dimensions[c.family.Name])
 		}
 	}
-	if err := s.seeServers(ctx, ses, fresh); err != nil {
+	if err := s.seeServers(&last, fresh); err != nil {
 		return nil, err
 	}
 	slot := s.progress.take()
-	err = s.commit(ctx, ses, slot)
+	err = s.commit(ctx, ses, &last, slot)
 	s.progress.release(slot, err)
 	return outcomes, err
 }

@@ -129,10 +129,10 @@ func (p *progress) release(slot int, err error) {
 // replaced meanwhile. It counts as not done.
 var errRewound = fault.Wrap(fault.Unavailable, errors.New("the database has gone back in time meanwhile"))
 
-// commit ends the transaction and writes the process's progress with it, in
-// one round trip. An error means that the outcome is not known unless the
-// database told it.
-func (s *Store) commit(ctx context.Context, ses session, slot int) error {
+// commit runs the last statements of the transaction, writes the process's
+// progress and ends it, in one round trip. An error means that the outcome is
+// not known unless the database told it.
+func (s *Store) commit(ctx context.Context, ses session, last *pgx.Batch, slot int) error {
 	p := s.progress
 	p.mu.Lock()
 	stream, floor, current := p.stream, p.floor, ses.rewinds() == p.rewinds
@@ -141,9 +141,8 @@ func (s *Store) commit(ctx context.Context, ses session, slot int) error {
 		return errRewound
 	}
 	var commits int64
-	var last pgx.Batch
 	last.Queue(advance, p.id, slot, stream, int64(floor)).QueryRow(func(row pgx.Row) error { return row.Scan(&commits) })
-	if err := ses.commitAfter(ctx, &last); err != nil {
+	if err := ses.commitAfter(ctx, last); err != nil {
 		return err
 	}
 	p.mu.Lock()

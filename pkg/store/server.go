@@ -2,13 +2,14 @@ package store
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"maps"
 	"slices"
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"pganalytics/pkg/batch"
 	"pganalytics/pkg/catalogue"
@@ -82,8 +83,9 @@ type sighting struct {
 	rowsFrom, rowsTo *time.Time // of its pg_instance rows in this load
 }
 
-// seeServers brings metrics.server up to what the stored items tell.
-func (s *Store) seeServers(ctx context.Context, ses session, items []batch.Item) error {
+// seeServers queues what brings metrics.server up to what the stored items
+// tell.
+func (s *Store) seeServers(to *pgx.Batch, items []batch.Item) error {
 	seen := map[uuid.UUID]*sighting{}
 	for i := range items {
 		for j := range items[i].Sections {
@@ -95,7 +97,8 @@ func (s *Store) seeServers(ctx context.Context, ses session, items []batch.Item)
 	}
 	ids := slices.SortedFunc(maps.Keys(seen), func(a, b uuid.UUID) int { return bytes.Compare(a[:], b[:]) })
 	var (
-		collectors       []uuid.UUID
+		servers          []pgtype.UUID
+		collectors       []pgtype.UUID
 		names, labels    []string
 		firstAt, lastAt  []time.Time
 		rowsFrom, rowsTo []*time.Time
@@ -106,7 +109,8 @@ func (s *Store) seeServers(ctx context.Context, ses session, items []batch.Item)
 		if err != nil {
 			return err
 		}
-		collectors = append(collectors, v.collector)
+		servers = append(servers, pgUUID(id))
+		collectors = append(collectors, pgUUID(v.collector))
 		names = append(names, v.name)
 		labels = append(labels, text)
 		firstAt = append(firstAt, v.firstAt)
@@ -114,8 +118,8 @@ func (s *Store) seeServers(ctx context.Context, ses session, items []batch.Item)
 		rowsFrom = append(rowsFrom, v.rowsFrom)
 		rowsTo = append(rowsTo, v.rowsTo)
 	}
-	_, err := ses.Exec(ctx, s.servers, ids, collectors, names, labels, firstAt, lastAt, rowsFrom, rowsTo)
-	return ses.failed("keep the servers", err)
+	to.Queue(s.servers, servers, collectors, names, labels, firstAt, lastAt, rowsFrom, rowsTo)
+	return nil
 }
 
 func see(seen map[uuid.UUID]*sighting, b *batch.Batch, section *batch.Section) {

@@ -141,10 +141,14 @@ const lastWord = "commits after this"
 
 // cutAfter returns the URL of a way to the database that breaks as soon as
 // the database has answered the message that holds word: the answer is lost.
-func cutAfter(t *testing.T, databaseURL, word string) string { return cut(t, databaseURL, word, answerLost) }
+func cutAfter(t *testing.T, databaseURL, word string) string {
+	return cut(t, databaseURL, word, answerLost)
+}
 
 // cutBefore is cutAfter, but the database never sees the message.
-func cutBefore(t *testing.T, databaseURL, word string) string { return cut(t, databaseURL, word, questionLost) }
+func cutBefore(t *testing.T, databaseURL, word string) string {
+	return cut(t, databaseURL, word, questionLost)
+}
 
 type lost int
 

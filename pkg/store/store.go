@@ -81,7 +81,7 @@ func (s *Store) Probe(ctx context.Context) error {
 		if _, err := ses.Exec(ctx, "begin"); err != nil {
 			return ses.failed("begin", err)
 		}
-		return s.commit(ctx, ses, probeSlot)
+		return s.commit(ctx, ses, &pgx.Batch{}, probeSlot)
 	})
 	s.metrics.probed(err)
 	if err != nil {
