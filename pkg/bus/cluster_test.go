@@ -104,7 +104,7 @@ type taker struct {
 	got map[string]bool // by message id
 }
 
-func (w *world) take() *taker {
+func (w *world) takeAll() *taker {
 	w.t.Helper()
 	c := w.consumer()
 	tk := &taker{got: map[string]bool{}}
@@ -151,7 +151,7 @@ func (w *world) requireAll(tk *taker, acked map[string]bool) {
 func TestTheDeathOfTheLeaderLosesNothingThatWasAcked(t *testing.T) {
 	t.Parallel()
 	cluster, w := setupCluster(t)
-	tk, p := w.take(), w.push(4)
+	tk, p := w.takeAll(), w.push(4)
 	p.awaitAcked(50)
 	leader := cluster.Leader(w.names.batches)
 	cluster.Kill(leader)
@@ -165,7 +165,7 @@ func TestTheDeathOfTheLeaderLosesNothingThatWasAcked(t *testing.T) {
 func TestWithoutAQuorumNothingIsAckedAndAllComesBack(t *testing.T) {
 	t.Parallel()
 	cluster, w := setupCluster(t)
-	tk, p := w.take(), w.push(4)
+	tk, p := w.takeAll(), w.push(4)
 	p.awaitAcked(50)
 	// The leader stays: alone it could go on if anything let it.
 	others := cluster.Others(cluster.Leader(w.names.batches))
