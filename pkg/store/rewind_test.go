@@ -228,6 +228,37 @@ func TestLoadIntoTheDatabaseOfBeforeTheRewindIsNotDone(t *testing.T) {
 	require.Equal(t, [2]int{1, 1}, f.counts())
 }
 
+// What it reads may be of the database of before.
+func TestSessionOfBeforeTheRewindIsNotUsedAgain(t *testing.T) {
+	t.Parallel()
+	r := newRewinds()
+	f := setup(t, r.listen)
+	it := numbered(uuid.New(), 1)
+	f.load(it)
+	blocked, cancel := untilBlocked(f)
+	defer cancel()
+	f.exec("begin; lock table ingest.batch in access exclusive mode")
+	done := make(chan error, 1)
+	go func() {
+		_, err := f.store.Missing(t.Context(), []batch.Item{it})
+		done <- err
+	}()
+	<-blocked.Done()
+	old := ask[int](f, "select pid from pg_stat_activity where datname = current_database() and application_name = 'pganalytics-store'")
+	_, err := connect(t, f.url).Exec(t.Context(), "delete from ingest.progress")
+	require.NoError(t, err)
+	close(r.answers)
+	require.NoError(t, f.store.Probe(t.Context()), "on a new session")
+	require.Len(t, r.calls, 1)
+	f.exec("rollback")
+	require.NoError(t, <-done)
+	_, _, err = f.store.AckFloor(t.Context(), "first") // the session that was released last would be the first to be used
+	require.NoError(t, err)
+	require.Eventually(t, func() bool {
+		return ask[int](f, "select count(*) from pg_stat_activity where pid = $1", old) == 0
+	}, eventually, tick)
+}
+
 func TestAckFloorOfAStreamIsTheHighestThatALoadWroteDown(t *testing.T) {
 	t.Parallel()
 	f := setup(t)
