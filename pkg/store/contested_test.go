@@ -190,8 +190,7 @@ func (z freeze) load() error {
 
 func TestFrozenLoaderIsEndedAndItsBatchesAreStored(t *testing.T) {
 	t.Parallel()
-	const frozenAfter = 3 * time.Second
-	f := setup(t, waitQuickly, func(cfg *store.Config) { cfg.FrozenAfter = frozenAfter })
+	f := setup(t, waitQuickly)
 	z := freeze{URL: f.url, Collector: uuid.New(), SentAt: now}
 	f.load(item(z.Collector, now, narrow(z.Collector, "db1", now, 1)))
 	config, err := json.Marshal(z)
@@ -216,10 +215,11 @@ func TestFrozenLoaderIsEndedAndItsBatchesAreStored(t *testing.T) {
 	free := item(z.Collector, now, narrow(z.Collector, "db1", now, 1))
 	outcomes := f.load(append(z.items(), free)...)
 	require.Equal(t, append(slices.Repeat([]batch.Outcome{batch.Contested}, 20), batch.Stored), outcomes, "younger than a frozen one")
-	require.Eventually(t, func() bool { outcomes = f.load(z.items()...); return outcomes[0] != batch.Contested }, eventually, tick)
+	impatient := open(t, f.url, allFamilies(t), waitQuickly, func(cfg *store.Config) { cfg.FrozenAfter = quickly })
+	require.Eventually(t, func() bool { outcomes = impatient.load(z.items()...); return outcomes[0] != batch.Contested }, eventually, tick)
 	require.Equal(t, slices.Repeat([]batch.Outcome{batch.Stored}, 20), outcomes)
 	require.Equal(t, [2]int{22, 22}, f.counts())
-	require.InDelta(t, 1, counter(t, f.reg, "pganalytics_store_frozen_loaders_ended_total"), 0)
+	require.InDelta(t, 1, counter(t, impatient.reg, "pganalytics_store_frozen_loaders_ended_total"), 0)
 
 	require.NoError(t, cmd.Process.Signal(syscall.SIGCONT))
 	line, err := bufio.NewReader(stdout).ReadString('\n')
