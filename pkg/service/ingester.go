@@ -138,15 +138,24 @@ func (p *process) ingest(ctx context.Context, flags *IngestFlags, db *DatabaseFl
 }
 
 // vouch returns what the trimmer asks in each round: whether the database takes
-// writes. With that write goes up to where the stream was acknowledged, so that
-// a database tells by itself what it vouches for, also one that was restored.
+// writes. With that write goes up to where the stream is acknowledged and
+// stored, so that a database tells by itself what it vouches for, also one that
+// was restored. What lies in a gap it does not vouch for.
 func vouch(b *bus.Bus, st *store.Store) func(context.Context) error {
 	return func(ctx context.Context) error {
 		status, err := b.Status(ctx)
 		if err != nil {
 			return err
 		}
-		st.NoteAckFloor(status.Incarnation, status.AckFloor)
+		gap, held, err := gapHolds{b.Holds()}.Held(ctx)
+		if err != nil {
+			return err
+		}
+		floor := status.AckFloor
+		if held && gap.Incarnation == status.Incarnation {
+			floor = min(floor, max(gap.From, 1)-1)
+		}
+		st.NoteAckFloor(status.Incarnation, floor)
 		return st.Probe(ctx)
 	}
 }

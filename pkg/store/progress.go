@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -17,7 +18,7 @@ import (
 // behind.
 type Rewind struct {
 	Incarnation string // of the stream that NoteAckFloor named last; empty when it named none
-	From        uint64 // batches from this sequence of that stream on may be missing; 0 for all of it
+	From        uint64 // batches from this sequence of that stream on may be missing; 0 when any may
 }
 
 const (
@@ -28,9 +29,17 @@ insert into ingest.progress as p (ingester, slot, commits, stream_incarnation, a
 values ($1, $2, 1, $3, $4, now())
 on conflict (ingester, slot) do update set
     commits = p.commits + 1, stream_incarnation = excluded.stream_incarnation, ack_floor = excluded.ack_floor, at = excluded.at
-returning commits`
+returning commits, at`
 
-	readProgress = `select slot, commits, stream_incarnation, ack_floor from ingest.progress where ingester = $1`
+	readProgress = `select slot, commits from ingest.progress where ingester = $1`
+
+	// What the database, as it is, vouches for. Of other processes only what
+	// they wrote well before this one began, and so before the time that the
+	// database went back to: one that has not noticed yet may have written since.
+	readVouched = `
+select coalesce(max(ack_floor), 0), count(*) > 0
+from ingest.progress
+where stream_incarnation = $1 and (ingester = $2 or at < $3::timestamptz - interval '1 minute')`
 
 	readAckFloor = `select coalesce(max(ack_floor), 0), count(*) > 0 from ingest.progress where stream_incarnation = $1`
 
@@ -60,6 +69,7 @@ type progress struct {
 	commits  []int64 // by slot: as the database counted when the last one was confirmed
 	free     []int   // the last one released is used first
 	doubtful []int   // their rows may still be locked; the oldest first
+	began    time.Time // the database's clock at the first of them; zero before
 	stream   string
 	floor    uint64
 	rewinds  int // a session belongs to the database of the rewind after which it was made
@@ -70,16 +80,13 @@ func newProgress() *progress {
 }
 
 // NoteAckFloor tells that everything up to this sequence of the stream is
-// acknowledged. Loads write it down; a smaller one of the same stream is
-// ignored.
+// acknowledged and stored. Loads write it down. While a gap is being filled
+// that is only what lies before it.
 func (s *Store) NoteAckFloor(incarnation string, floor uint64) {
 	p := s.progress
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if incarnation != p.stream {
-		p.stream, p.floor = incarnation, floor
-	}
-	p.floor = max(p.floor, floor)
+	p.stream, p.floor = incarnation, floor
 }
 
 // AckFloor returns the highest sequence of the stream up to which everything
@@ -141,7 +148,8 @@ func (s *Store) commit(ctx context.Context, ses session, last *pgx.Batch, slot i
 		return errRewound
 	}
 	var commits int64
-	last.Queue(advance, p.id, slot, stream, int64(floor)).QueryRow(func(row pgx.Row) error { return row.Scan(&commits) })
+	var at time.Time
+	last.Queue(advance, p.id, slot, stream, int64(floor)).QueryRow(func(row pgx.Row) error { return row.Scan(&commits, &at) })
 	if err := ses.commitAfter(ctx, last); err != nil {
 		return err
 	}
@@ -151,6 +159,9 @@ func (s *Store) commit(ctx context.Context, ses session, last *pgx.Batch, slot i
 		return errRewound
 	}
 	p.commits[slot] = max(p.commits[slot], commits)
+	if p.began.IsZero() {
+		p.began = at
+	}
 	return nil
 }
 
@@ -166,11 +177,15 @@ func (s *Store) admit(ctx context.Context, conn *pgx.Conn) error {
 		// restored from before that.
 		return failure("compare the database's progress with ours", err, connectionLost)
 	}
-	if from, behind := remembered.missing(found, stream); behind {
+	if remembered.behind(found) {
+		from, err := s.firstDoubtful(ctx, conn, stream)
+		if err != nil {
+			return failure("ask how far the database has gone back", err, connectionLost)
+		}
 		if err := s.rewound(ctx, Rewind{Incarnation: stream, From: from}); err != nil {
 			return fault.Wrap(fault.Unavailable, fmt.Errorf("the database has gone back in time: %w", err))
 		}
-		s.progress.adopt(found)
+		s.progress.adopt(found, from)
 	}
 	conn.PgConn().CustomData()[rewindsKey] = s.progress.generation()
 	return nil
@@ -187,25 +202,33 @@ func (s *Store) rewound(ctx context.Context, r Rewind) error {
 	return err
 }
 
-// row is a row of ingest.progress.
-type row struct {
-	commits int64
-	stream  string
-	floor   int64
+// firstDoubtful returns the first sequence of the stream that the database
+// does not vouch for.
+func (s *Store) firstDoubtful(ctx context.Context, conn *pgx.Conn, stream string) (uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.ConnectTimeout)
+	defer cancel()
+	var floor int64
+	var known bool
+	err := conn.QueryRow(ctx, readVouched, stream, s.progress.id, s.progress.beginning()).Scan(&floor, &known)
+	if err != nil || !known || stream == "" {
+		return 0, err
+	}
+	return uint64(floor) + 1, nil
 }
 
-func (s *Store) readProgress(ctx context.Context, conn *pgx.Conn) (map[int]row, error) {
+// readProgress returns the commits of this process's slots.
+func (s *Store) readProgress(ctx context.Context, conn *pgx.Conn) (map[int]int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.ConnectTimeout)
 	defer cancel()
 	rows, err := conn.Query(ctx, readProgress, s.progress.id)
 	if err != nil {
 		return nil, err
 	}
-	found := map[int]row{}
+	found := map[int]int64{}
 	var slot int
-	var r row
-	_, err = pgx.ForEachRow(rows, []any{&slot, &r.commits, &r.stream, &r.floor}, func() error {
-		found[slot] = r
+	var commits int64
+	_, err = pgx.ForEachRow(rows, []any{&slot, &commits}, func() error {
+		found[slot] = commits
 		return nil
 	})
 	return found, err
@@ -214,25 +237,14 @@ func (s *Store) readProgress(ctx context.Context, conn *pgx.Conn) (map[int]row, 
 // memory is the commits of each slot.
 type memory []int64
 
-// missing compares what is remembered with the rows that were found. A slot
-// whose row is behind vouches for what was acknowledged when that row was
-// written, and for nothing when the row is gone or tells of another stream.
-func (m memory) missing(found map[int]row, stream string) (from uint64, behind bool) {
+// behind reports whether more is remembered than was found.
+func (m memory) behind(found map[int]int64) bool {
 	for slot, commits := range m {
-		r, there := found[slot]
-		if r.commits >= commits {
-			continue
+		if found[slot] < commits {
+			return true
 		}
-		var after uint64
-		if there && r.stream == stream && stream != "" {
-			after = uint64(r.floor) + 1
-		}
-		if !behind || after < from {
-			from = after
-		}
-		behind = true
 	}
-	return from, behind
+	return false
 }
 
 func (p *progress) recall() (memory, string) {
@@ -241,15 +253,22 @@ func (p *progress) recall() (memory, string) {
 	return append(memory(nil), p.commits...), p.stream
 }
 
-// adopt takes the database for what it is; sessions from before are not used
-// again.
-func (p *progress) adopt(found map[int]row) {
+// adopt takes the database for what it is, and vouches for no more than it
+// does; sessions from before are not used again.
+func (p *progress) adopt(found map[int]int64, doubtful uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for slot := range p.commits {
-		p.commits[slot] = found[slot].commits
+		p.commits[slot] = found[slot]
 	}
+	p.floor = max(doubtful, 1) - 1
 	p.rewinds++
+}
+
+func (p *progress) beginning() time.Time {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.began
 }
 
 func (p *progress) generation() int {

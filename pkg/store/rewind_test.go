@@ -124,6 +124,10 @@ func (f *fixture) endSessions() {
 		where datname = current_database() and application_name = 'pganalytics-store' and state = 'idle'`)
 }
 
+func from(sequence uint64) store.Rewind {
+	return store.Rewind{Incarnation: "first", From: sequence}
+}
+
 // The slot of probes is idle while loads go through.
 func TestIdleSlotTellsOfARewindToo(t *testing.T) {
 	t.Parallel()
@@ -131,10 +135,14 @@ func TestIdleSlotTellsOfARewindToo(t *testing.T) {
 		change string
 		want   store.Rewind
 	}{
-		"behind":            {"update ingest.progress set commits = 0 where slot = 0", store.Rewind{Incarnation: "first", From: 6}},
-		"missing":           {"delete from ingest.progress where slot = 0", store.Rewind{Incarnation: "first"}},
-		"of another stream": {"update ingest.progress set commits = 0, stream_incarnation = 'other' where slot = 0", store.Rewind{Incarnation: "first"}},
-		"the least of all":  {"update ingest.progress set commits = 0, ack_floor = 3 + slot", store.Rewind{Incarnation: "first", From: 4}},
+		"behind":                          {"update ingest.progress set commits = 0 where slot = 0", from(6)},
+		"missing":                         {"delete from ingest.progress where slot = 0", from(6)},
+		"all of another stream":           {"update ingest.progress set commits = 0, stream_incarnation = 'other'", from(0)},
+		"the most that a row vouches for": {"update ingest.progress set commits = 0, ack_floor = 3 + slot", from(5)},
+		"all missing":                     {"delete from ingest.progress", from(0)},
+		"all missing but those of others": {`with mine as (delete from ingest.progress)
+			insert into ingest.progress values (gen_random_uuid(), 1, 1, 'first', 3, now() - interval '1 hour'),
+			                                   (gen_random_uuid(), 1, 1, 'first', 9, now())`, from(4)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -154,6 +162,8 @@ func TestIdleSlotTellsOfARewindToo(t *testing.T) {
 			f.endSessions()
 			f.untilLoaded(numbered(c, 9))
 			require.Empty(t, r.calls, "what was taken care of is over")
+			require.Equal(t, max(int(test.want.From), 1)-1, ask[int](f, "select max(ack_floor) from ingest.progress where commits > 0 and slot > 0 and stream_incarnation = 'first' and ack_floor < 9 and at > now() - interval '5 minutes'"),
+				"the database vouches for no more than before")
 		})
 	}
 }
@@ -272,7 +282,6 @@ func TestAckFloorOfAStreamIsTheHighestThatALoadWroteDown(t *testing.T) {
 	}
 	require.Equal(t, "unknown", floor("first"))
 	f.store.NoteAckFloor("first", 7)
-	f.store.NoteAckFloor("first", 5)
 	require.Equal(t, "unknown", floor("first"))
 	f.load(numbered(uuid.New(), 8))
 	require.Equal(t, uint64(7), floor("first"))
