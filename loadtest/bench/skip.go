@@ -42,8 +42,14 @@ func benchSkip(ctx context.Context, o options) (err error) {
 			times[i], cpus[i] = perBatch(skipped[i])/perBatch(stored[i]), cpu(skipped[i])/cpu(stored[i])
 		}
 		fmt.Printf("\n%s, %.0f batches, medians of %d\n", sc.name, float64(sc.rows/sc.batch), o.runs)
-		fmt.Printf("  stored   %v a batch, %v CPU\n", micros(median(each(stored, perBatch))), micros(median(each(stored, cpu))))
-		fmt.Printf("  skipped  %v a batch, %v CPU\n", micros(median(each(skipped, perBatch))), micros(median(each(skipped, cpu))))
+		for _, kind := range []struct {
+			name string
+			runs []drained
+		}{{"stored", stored}, {"skipped", skipped}} {
+			u := medianUsage(each(kind.runs, func(d drained) usage { return d.cpu.per(d.batches) }))
+			fmt.Printf("  %-8s %v a batch; CPU of ingester %v, PostgreSQL %v\n",
+				kind.name, micros(median(each(kind.runs, perBatch))), brief(u.services), brief(u.postgres))
+		}
 		fmt.Printf("  share    %s of the time, %s of the CPU\n", spread("%.3f", times), spread("%.3f", cpus))
 		if sc.batch == 1000 {
 			g.check(median(times) <= skipGate, "skipping takes %.3f of storing, above %.2f", median(times), skipGate)
