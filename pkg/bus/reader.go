@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -171,46 +170,38 @@ func (r *Reader) stream(ctx context.Context) (jetstream.Stream, error) {
 	return stream, nil
 }
 
-// Acked returns the newest messages at or below the consumer's ack floor,
-// newest first: those of the last n sequences that are still there. Errors are
-// as for Reader.Next.
-func (b *Bus) Acked(ctx context.Context, n int) ([]batch.Delivery, error) {
-	floor, now, err := b.ackFloor(ctx)
-	if err != nil || floor == 0 || n <= 0 {
-		return nil, err
-	}
-	r, err := b.Reader(ctx, floor-min(uint64(n), floor)+1, floor)
+// Newest returns a reader of the newest messages that were handed out, of as
+// many that n of them are acked, as far as the stream still has them. At most
+// unacked of them are not. The ack floor would not do: one message that waits
+// keeps it where it is, however many after it are acked. Errors are
+// fault.Unavailable.
+func (b *Bus) Newest(ctx context.Context, n int) (r *Reader, unacked int, err error) {
+	delivered, unacked, of, err := b.delivered(ctx)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	if r.incarnation != now { // the floor was that of the old one
-		return nil, unavailable("read what is acked", errors.New("the stream was made anew at this moment"))
+	if r, err = b.Reader(ctx, delivered-min(uint64(n+unacked), delivered)+1, delivered); err != nil {
+		return nil, 0, err
 	}
-	var all []batch.Delivery
-	for {
-		some, err := r.Next(ctx, n, int(2*b.MaxPayload()))
-		if err != nil {
-			return nil, err
-		}
-		if len(some) == 0 {
-			slices.Reverse(all)
-			return all, nil
-		}
-		all = append(all, some...)
+	if r.incarnation != of {
+		return nil, 0, unavailable("read what is acked", errors.New("the stream was made anew at this moment"))
 	}
+	return r, unacked, nil
 }
 
-// ackFloor returns the consumer's floor, with the incarnation of its stream.
-func (b *Bus) ackFloor(ctx context.Context) (floor uint64, of string, err error) {
+// delivered returns the last sequence that the consumer has handed out and how
+// many it waits for, with the incarnation of its stream.
+func (b *Bus) delivered(ctx context.Context) (last uint64, unacked int, of string, err error) {
 	ctx, done := b.request(ctx)
 	defer done()
 	stream, err := b.js.Stream(ctx, b.names.batches)
 	if err != nil {
-		return 0, "", unavailable("ask for stream "+b.names.batches, err)
+		return 0, 0, "", unavailable("ask for stream "+b.names.batches, err)
 	}
 	consumer, err := stream.Consumer(ctx, b.names.consumer)
 	if err != nil {
-		return 0, "", unavailable("ask for consumer "+b.names.consumer, err)
+		return 0, 0, "", unavailable("ask for consumer "+b.names.consumer, err)
 	}
-	return consumer.CachedInfo().AckFloor.Stream, incarnation(stream.CachedInfo()), nil
+	info := consumer.CachedInfo()
+	return info.Delivered.Stream, info.NumAckPending, incarnation(stream.CachedInfo()), nil
 }

@@ -2,6 +2,7 @@ package bus
 
 import (
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/stretchr/testify/require"
@@ -206,29 +207,41 @@ func TestAReaderDoesNotReadAStreamThatWasMadeAnew(t *testing.T) {
 	require.Equal(t, fault.Conflict, fault.ClassOf(err), "%v", err)
 }
 
-func TestAckedIsTheNewestThatIsAcked(t *testing.T) {
+func TestNewestHoldsAsManyAckedMessagesAsAskedFor(t *testing.T) {
 	t.Parallel()
 	w := setup(t)
-	acked := func(n int) []uint64 {
-		got, err := w.Acked(t.Context(), n)
+	newest := func(n int) ([]uint64, int) {
+		r, unacked, err := w.Newest(t.Context(), n)
 		require.NoError(t, err)
-		return sequences(got)
+		return sequences(w.rest(r, 2, room)), unacked
 	}
-	require.Empty(t, acked(3))
+	expect := func(n int, want []uint64, wantUnacked int) {
+		t.Helper()
+		got, unacked := newest(n)
+		require.Equal(t, want, got)
+		require.Equal(t, wantUnacked, unacked)
+	}
+	expect(3, nil, 0)
 	w.publish(8, 100)
-	require.Empty(t, acked(3), "nothing is acked")
-	w.store(w.consumer(), 5, 5)
-	require.Equal(t, []uint64{5, 4, 3}, acked(3))
-	require.Equal(t, []uint64{5, 4, 3, 2, 1}, acked(9))
+	expect(3, nil, 0)
+	c := w.consumer()
+	waiting := w.fetch(c, 1)
+	w.ackAll(w.fetch(c, 4))
+	require.Eventually(t, func() bool { return w.status().AckPending == 1 }, patience, time.Millisecond)
+	expect(2, []uint64{3, 4, 5}, 1) // although the floor is 0
+	expect(9, []uint64{1, 2, 3, 4, 5}, 1)
+	w.ackAll(waiting)
+	w.awaitFloor(5)
+	expect(2, []uint64{4, 5}, 0)
 	stream, err := w.js.Stream(t.Context(), w.names.batches)
 	require.NoError(t, err)
-	require.NoError(t, stream.Purge(t.Context(), jetstream.WithPurgeSequence(4)))
-	require.Equal(t, []uint64{5, 4}, acked(3))
-	require.NoError(t, stream.Purge(t.Context(), jetstream.WithPurgeSequence(6)))
-	require.Empty(t, acked(3), "what is not acked is never taken for it")
+	require.NoError(t, stream.Purge(t.Context(), jetstream.WithPurgeSequence(5)))
+	expect(2, []uint64{5}, 0)
+	require.NoError(t, stream.Purge(t.Context(), jetstream.WithPurgeSequence(7)))
+	expect(2, nil, 0) // what was never handed out is not among them
 
 	w.stopAndNotice()
-	_, err = w.Acked(t.Context(), 1)
+	_, _, err = w.Newest(t.Context(), 1)
 	requireUnavailable(t, err)
 	w.restart(natsserver.Config{})
 }

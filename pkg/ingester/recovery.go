@@ -34,8 +34,10 @@ type Holds interface {
 type History interface {
 	// Last returns the newest sequence of the stream.
 	Last(ctx context.Context) (incarnation string, sequence uint64, err error)
-	// Acked returns the newest n messages below which all are acknowledged.
-	Acked(ctx context.Context, n int) ([]batch.Delivery, error)
+	// Newest returns a reader of the newest messages that were handed out, of as
+	// many that acked of them are acknowledged, as far as they are still there;
+	// at most unacked of them are not.
+	Newest(ctx context.Context, acked int) (r Reader, unacked int, err error)
 	// Read returns what is left of the gap, in the stream's order; fault.Conflict
 	// if it is a gap of a stream that is gone.
 	Read(ctx context.Context, gap Gap) (Reader, error)
@@ -102,17 +104,7 @@ const checkBack = 20
 // Check compares the ledger with the newest acknowledged batches, before
 // anything is loaded: this process has no memory yet of what the database held.
 func (r *Recovery) Check(ctx context.Context) error {
-	acked, err := r.history.Acked(ctx, checkBack)
-	if err != nil {
-		return fmt.Errorf("check for a rewound database: %w", err)
-	}
-	var items []batch.Item
-	for _, d := range acked {
-		if b, err := batch.Unmarshal(d.Payload); err == nil { // else it is a dead letter
-			items = append(items, batch.Item{Batch: b, Position: d.Position})
-		}
-	}
-	lost, err := r.lost(ctx, items)
+	lost, err := r.lost(ctx)
 	if err != nil {
 		return fmt.Errorf("check for a rewound database: %w", err)
 	}
@@ -130,24 +122,61 @@ func (r *Recovery) Check(ctx context.Context) error {
 	return r.Rewound(ctx, lost.Incarnation, from)
 }
 
-// lost returns the place of the oldest of the items, which come newest first,
-// that is neither in the ledger nor among the dead letters.
-func (r *Recovery) lost(ctx context.Context, items []batch.Item) (*batch.Position, error) {
-	missing, err := r.ledger.Missing(ctx, items)
+// lost returns the oldest place among the newest messages that may be one of an
+// acknowledged batch which the database lacks, nil if it lacks none. Which of
+// them are acknowledged nobody tells, only how many are not: so many may be
+// neither in the ledger nor among the dead letters, and no more.
+func (r *Recovery) lost(ctx context.Context) (*batch.Position, error) {
+	newest, unacked, err := r.history.Newest(ctx, checkBack)
 	if err != nil {
 		return nil, err
 	}
-	var lost *batch.Position
-	for _, i := range missing {
-		buried, err := r.letters.Buried(ctx, items[i].Batch)
+	missing, err := r.missing(ctx, newest)
+	if err != nil || len(missing) <= unacked {
+		return nil, err
+	}
+	var lost []batch.Item
+	for _, it := range missing {
+		buried, err := r.letters.Buried(ctx, it.Batch)
 		if err != nil {
 			return nil, err
 		}
-		if !buried && (lost == nil || items[i].Position.Sequence < lost.Sequence) {
-			lost = &items[i].Position
+		if !buried {
+			lost = append(lost, it)
 		}
 	}
-	return lost, nil
+	if len(lost) <= unacked {
+		return nil, nil
+	}
+	return &lost[0].Position, nil
+}
+
+// missing returns, without their rows, the batches that the ledger lacks.
+func (r *Recovery) missing(ctx context.Context, newest Reader) ([]batch.Item, error) {
+	var missing []batch.Item
+	for {
+		fetched, err := newest.Next(ctx, r.in.cfg.FetchMessages, r.in.cfg.FetchBytes)
+		if err != nil || len(fetched) == 0 {
+			return missing, err
+		}
+		var items []batch.Item
+		for _, d := range fetched {
+			if b, err := batch.Unmarshal(d.Payload); err == nil { // else it is a dead letter, or waits
+				items = append(items, batch.Item{Batch: b, Position: d.Position})
+			}
+		}
+		lacks, err := r.ledger.Missing(ctx, items)
+		if err != nil {
+			return nil, err
+		}
+		for _, i := range lacks {
+			b := items[i].Batch
+			missing = append(missing, batch.Item{
+				Batch:    &batch.Batch{CollectorID: b.CollectorID, ID: b.ID, Digest: b.Digest},
+				Position: items[i].Position,
+			})
+		}
+	}
 }
 
 // Rewound holds everything from a sequence on. It returns only when that is

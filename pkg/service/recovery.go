@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 
-	"pganalytics/pkg/batch"
 	"pganalytics/pkg/bus"
 	"pganalytics/pkg/fault"
 	"pganalytics/pkg/ingester"
@@ -66,9 +65,9 @@ func (h history) Last(ctx context.Context) (string, uint64, error) {
 	return status.Incarnation, status.LastSequence, err
 }
 
-// Acked returns the newest messages below which all are acknowledged.
-func (h history) Acked(ctx context.Context, n int) ([]batch.Delivery, error) {
-	return h.bus.Acked(ctx, n)
+// Newest returns a reader of the newest messages that were handed out.
+func (h history) Newest(ctx context.Context, acked int) (ingester.Reader, int, error) {
+	return h.bus.Newest(ctx, acked)
 }
 
 // Read returns a reader over the gap.
