@@ -19,7 +19,7 @@ func TestTheCheckSeesWhatIsBroken(t *testing.T) {
 	s.eventually("batches", func() bool { return f.taken.Load() > 3 })
 	f.stop()
 	s.ingest(ingesterConfig{})
-	s.verify(0)
+	s.verify()
 	journal, conn := s.journal.read(t), s.connect()
 	oldest := time.Now().Add(-retention)
 	victim := journal[1].Batch

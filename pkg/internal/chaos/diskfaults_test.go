@@ -97,7 +97,7 @@ func (s *site) fillTwice(disk, table string) {
 	}
 	s.flowing(100)
 	f.stop()
-	s.verify(0)
+	s.verify()
 }
 
 // whyNot returns the SQLSTATE with which the database refuses a large table.

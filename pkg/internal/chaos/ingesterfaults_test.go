@@ -43,7 +43,7 @@ func TestAnIngesterKilledInMidCopyLeavesNoHalfBatch(t *testing.T) {
 	}
 	s.ingest(ingesterConfig{})
 	f.stop()
-	s.verify(0)
+	s.verify()
 	require.GreaterOrEqual(t, s.number("select count(*) from timescaledb_information.chunks where hypertable_name = 'chaos_left'"), 2,
 		"no batch crossed the boundary of a chunk")
 }
@@ -69,7 +69,7 @@ func TestAnIngesterFrozenInMidCopyHoldsUpNobody(t *testing.T) {
 	f = s.collect(fleetConfig{}) // for both
 	s.flowing(100)
 	f.stop()
-	s.verify(0)
+	s.verify()
 }
 
 func TestIngestersKilledEverySecondLoseNothing(t *testing.T) {
@@ -90,7 +90,7 @@ func TestIngestersKilledEverySecondLoseNothing(t *testing.T) {
 	pair[0].ready()
 	pair[1].ready()
 	f.stop()
-	s.verify(0)
+	s.verify()
 	require.Greater(t, interrupted, 5, "too few kills hit a running load to mean anything")
 }
 
@@ -131,5 +131,5 @@ func TestIngestersComeAndGoAndShareTheWork(t *testing.T) {
 	}
 	require.LessOrEqual(t, most, 2*least, "the work is not shared evenly")
 	f.stop()
-	s.verify(0)
+	s.verify()
 }

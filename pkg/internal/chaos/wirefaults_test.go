@@ -17,7 +17,7 @@ func TestACommitThatIsLostOnItsWayThereOrBackIsStoredOnce(t *testing.T) {
 	wire.loseCommits(lost, lost)
 	s.eventually("COMMITs and answers are lost", func() bool { return wire.commitsLost() == 2*lost })
 	f.stop()
-	s.verify(0)
+	s.verify()
 	require.Contains(t, in.log.text(), "commit:")
 }
 
@@ -38,7 +38,7 @@ func TestAWireToTheStreamThatIsCutForLongerThanAckWaitLosesNothing(t *testing.T)
 	}
 	s.flowing(50)
 	f.stop()
-	s.verify(0)
+	s.verify()
 }
 
 func TestANATSServerKilledUnderLoadLosesNothing(t *testing.T) {
@@ -58,5 +58,5 @@ func TestANATSServerKilledUnderLoadLosesNothing(t *testing.T) {
 	s.flowing(100)
 	f.stop()
 	require.Positive(t, f.refused.Load(), "no collector noticed")
-	s.verify(0)
+	s.verify()
 }
