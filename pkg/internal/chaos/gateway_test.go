@@ -56,8 +56,8 @@ func TestPushesThroughAGatewayThatIsKilledAreStoredOnce(t *testing.T) {
 	}
 	s.flowing(100)
 	f.stop()
-	require.Positive(t, f.refused.Load(), "no collector noticed")
 	s.verify()
+	require.Positive(t, f.refused.Load(), "no collector noticed")
 }
 
 func (s *site) serve(dir, users, pushes, nats string) *process {

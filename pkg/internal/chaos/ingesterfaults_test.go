@@ -51,7 +51,6 @@ func TestAnIngesterKilledInMidCopyLeavesNoHalfBatch(t *testing.T) {
 func TestAnIngesterFrozenInMidCopyHoldsUpNobody(t *testing.T) {
 	t.Parallel()
 	slow(t)
-	t.Skip("needs the termination of backends whose client is frozen")
 	s := newSite(t, siteConfig{})
 	f := s.collect(fleetConfig{})
 	wire, db := newProxy(t, s.db)

@@ -57,6 +57,6 @@ func TestANATSServerKilledUnderLoadLosesNothing(t *testing.T) {
 	}
 	s.flowing(100)
 	f.stop()
-	require.Positive(t, f.refused.Load(), "no collector noticed")
 	s.verify()
+	require.Positive(t, f.refused.Load(), "no collector noticed")
 }
