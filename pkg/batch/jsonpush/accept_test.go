@@ -108,6 +108,7 @@ func TestEachValueIsEncodedExactly(t *testing.T) {
 		{"f4", "9007199791611905", batch.AppendFloat32(nil, 9007200328482816)}, // by way of a float64 it were 9007199254740992
 		{"f4", "16777217", batch.AppendFloat32(nil, 16777216)},
 		{"f4", "3.4028235e38", batch.AppendFloat32(nil, 3.4028235e38)},
+		{"f4", "0.00000002157", batch.AppendFloat32(nil, 0.00000002157)}, // divided as float32 it were another
 		{"f4", "1e-60", batch.AppendFloat32(nil, 0)},
 		{"f8", "0.1", batch.AppendFloat64(nil, 0.1)},
 		{"f8", "123456789012345", batch.AppendFloat64(nil, 123456789012345)},
@@ -128,10 +129,12 @@ func TestEachValueIsEncodedExactly(t *testing.T) {
 		{"ts", `"0000-01-01T00:00:00Z"`, at(-62167219200_000_000)},
 		{"ts", `"9999-12-31T23:59:59.999999-23:59"`, at(253402300799_999_999 + 86_340_000_000)},
 	} {
-		b, _, err := decode(t, body([]string{all(test.column, test.value)}))
-		require.NoError(t, err, test.value)
-		tuples := b.Sections[0].Tuples
-		require.Equal(t, test.want, tuples[len(tuples)-len(test.want):], test.value)
+		for _, behind := range []string{"", readAhead} {
+			b, _, err := decode(t, body([]string{all(test.column, test.value)})+behind)
+			require.NoError(t, err, test.value)
+			tuples := b.Sections[0].Tuples
+			require.Equal(t, test.want, tuples[len(tuples)-len(test.want):], test.value)
+		}
 	}
 }
 
@@ -209,14 +212,22 @@ func TestAReadersErrorPassesThrough(t *testing.T) {
 	sent := body([]string{good})
 	own := fault.New(fault.TooLarge, "body_too_large", "as the reader says")
 	broken := errors.New("connection reset")
+	inflater := &fault.Error{Class: fault.Invalid, Code: "encoding_invalid", Err: io.EOF}
 	for cut := 0; cut < len(sent); cut += 7 {
-		for _, cause := range []error{own, broken, io.ErrUnexpectedEOF} {
+		for _, cause := range []error{own, broken, inflater, io.ErrUnexpectedEOF} {
 			r := io.MultiReader(strings.NewReader(sent[:cut]), iotest.ErrReader(cause))
 			_, _, err := jsonpush.Decode(r, collector, families(t), jsonpush.DefaultLimits(), now)
 			require.ErrorIs(t, err, cause, fmt.Sprint(cut))
 			require.Equal(t, fault.ClassOf(cause), fault.ClassOf(err), "a body that did not arrive is not an invalid one")
 		}
 	}
+}
+
+func TestANumberMayGoOnWhereReadingFailed(t *testing.T) {
+	t.Parallel()
+	broken := errors.New("connection reset")
+	_, _, err := jsonpush.Decode(io.MultiReader(strings.NewReader("12"), iotest.ErrReader(broken)), collector, families(t), jsonpush.DefaultLimits(), now)
+	require.ErrorIs(t, err, broken)
 }
 
 func TestAllOfTheBodyIsRead(t *testing.T) {

@@ -47,6 +47,7 @@ func TestWhatIsPassedOverIsNotHeld(t *testing.T) { // not parallel: it measures 
 	for name, item := range map[string]string{
 		"unknown family":  `{"type": "none", "rows": [` + rows + `[]]}`,
 		"refused row":     `{"type": "narrow", "columns": ["v"], "rows": [[true],` + rows + `[]]}`,
+		"row behind it":   `{"type": "narrow", "columns": ["v"], "rows": [[true], [` + rows + `[]]]}`,
 		"value in a row":  `{"type": "narrow", "columns": ["v"], "rows": [[[` + rows + `[]]]]}`,
 		"value by a name": `{"type": "narrow", "rows": [{"v": [` + rows + `[]]}]}`,
 		"unknown member":  `{"type": "narrow", "x": [` + rows + `[]]}`,

@@ -42,6 +42,7 @@ func FuzzScanner(f *testing.F) {
 			"with an end": iotest.DataErrReader(bytes.NewReader(data)),
 		} {
 			s.reset(r, nil)
+			require.Zero(t, s.names.len())
 			got, err := tokensOf(&s)
 			requireSameOutcome(t, data, wantErr, err, name)
 			if wantErr == nil {

@@ -1,7 +1,6 @@
 package jsonpush
 
 import (
-	"errors"
 	"hash"
 	"io"
 )
@@ -121,5 +120,8 @@ func (w *window) nextBehindSpace() byte {
 	}
 }
 
-// failed reports whether the body could not be read to its end.
-func (w *window) failed() bool { return w.ended != nil && !errors.Is(w.ended, io.EOF) }
+// failed reports whether the body could not be read to its end. An error that
+// only wraps io.EOF is not the end: so an inflater says that it found nothing.
+func (w *window) failed() bool {
+	return w.ended != nil && w.ended != io.EOF //nolint:errorlint // see above
+}
