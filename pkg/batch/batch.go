@@ -52,7 +52,7 @@ type Section struct {
 	Rows     int
 	MinTime  time.Time
 	MaxTime  time.Time
-	Tuples   []byte // Rows COPY tuples back to back, without header and trailer; nil until Expand if the envelope has them packed
+	Tuples   []byte // Rows COPY tuples back to back, without header and trailer; nil if they are packed, see Expanded
 
 	packed   []byte // Tuples as one s2 block, instead of them
 	unpacked int    // bytes of Tuples in packed

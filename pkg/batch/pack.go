@@ -60,31 +60,33 @@ func (w *writer) pack(sections []Section) (version uint64) {
 	return version
 }
 
-// Expand returns the batch with the tuples of every section, which are nil in
-// those that Unmarshal found packed. b stays as it is, so whoever holds many
-// batches holds them small and expands those whose turn it is. The error is
+// Expanded returns the section's tuples. Those that Unmarshal found packed are
+// expanded into room, or into new memory where that is too small, and b stays
+// as it is: so whoever holds many batches holds them small. The error is
+// ErrDamaged and fault.Invalid.
+func (s *Section) Expanded(room []byte) ([]byte, error) {
+	if s.packed == nil {
+		return s.Tuples, nil
+	}
+	tuples, err := s2.Decode(room[:cap(room)], s.packed)
+	if err != nil {
+		return nil, fault.Wrap(fault.Invalid, fmt.Errorf("expand rows of %s: %w: %w", s.Family, ErrDamaged, err))
+	}
+	return tuples, nil
+}
+
+// Expand returns the batch with the tuples of every section. The error is
 // ErrDamaged and fault.Invalid.
 func (b *Batch) Expand() (*Batch, error) {
-	size := 0
-	for i := range b.Sections {
-		size += b.Sections[i].unpacked
-	}
-	if size == 0 {
-		return b, nil
-	}
-	expanded, arena := *b, make([]byte, size)
+	expanded := *b
 	expanded.Sections = append([]Section(nil), b.Sections...)
 	for i := range expanded.Sections {
 		s := &expanded.Sections[i]
-		if s.packed == nil {
-			continue
-		}
-		tuples, err := s2.Decode(arena[:s.unpacked:s.unpacked], s.packed)
+		tuples, err := s.Expanded(nil)
 		if err != nil {
-			return nil, fault.Wrap(fault.Invalid, fmt.Errorf("expand batch %s: sections[%d].packed: %w: %w", b.ID, i, ErrDamaged, err))
+			return nil, fmt.Errorf("batch %s: sections[%d]: %w", b.ID, i, err)
 		}
-		s.Tuples, s.packed, arena = tuples, nil, arena[s.unpacked:]
-		s.unpacked = 0
+		s.Tuples, s.packed, s.unpacked = tuples, nil, 0
 	}
 	return &expanded, nil
 }

@@ -85,11 +85,7 @@ func (in *Ingester) tryLoad(ctx context.Context, load []*message) ([]batch.Outco
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), in.cfg.LoadTimeout)
 	defer cancel()
 	start := time.Now()
-	items, err := items(load)
-	if err != nil {
-		return nil, err
-	}
-	outcomes, err := in.store.Load(ctx, items)
+	outcomes, err := in.store.Load(ctx, items(load))
 	in.metrics.load(start, err)
 	return outcomes, err
 }

@@ -95,18 +95,12 @@ func cut(messages []*message, known *suspects, maxRows, maxBytes int) [][]*messa
 	return append(loads, alone...)
 }
 
-// items expands the batches of a load. The messages keep them packed, so that
-// of all that was fetched only what is being loaded is held in full.
-func items(load []*message) ([]batch.Item, error) {
+func items(load []*message) []batch.Item {
 	items := make([]batch.Item, len(load))
 	for i, m := range load {
-		expanded, err := m.batch.Expand()
-		if err != nil {
-			return nil, err
-		}
-		items[i] = batch.Item{Batch: expanded, Position: m.Position}
+		items[i] = batch.Item{Batch: m.batch, Position: m.Position}
 	}
-	return items, nil
+	return items
 }
 
 // buryReason names why a batch that failed alone can never be stored.

@@ -5,7 +5,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"net"
+	"io"
 	"slices"
 	"strings"
 
@@ -104,21 +104,17 @@ func (c *copying) statement() string {
 // run copies the tuples as they are. What the database counted must be what
 // the sections claim, for the ledger keeps the claims.
 func (c *copying) run(ctx context.Context, ses session) error {
-	// In the order of the index, as far as whole sections can be: that loads a
-	// quarter faster than rows in any order.
+	// In the order of the index, as far as whole sections can be: with 200
+	// servers in a load that costs the database 8 % less than any order.
 	slices.SortStableFunc(c.sections, func(a, b *batch.Section) int {
 		return cmp.Or(bytes.Compare(a.ServerID[:], b.ServerID[:]), b.MinTime.Compare(a.MinTime))
 	})
-	// net.Buffers fills each message to the brim from as many sections as it
-	// takes; nothing is joined beforehand.
-	stream := make(net.Buffers, 0, len(c.sections)+2)
-	stream = append(stream, batch.CopyHeader)
-	for _, s := range c.sections {
-		stream = append(stream, s.Tuples)
-	}
-	stream = append(stream, batch.CopyTrailer)
-	tag, err := ses.PgConn().CopyFrom(ctx, &stream, c.statement())
+	stream := &tuples{sections: c.sections, rest: batch.CopyHeader}
+	tag, err := ses.PgConn().CopyFrom(ctx, stream, c.statement())
 	if err != nil {
+		if !ses.IsClosed() && stream.err != nil { // else it may still be read
+			err = stream.err
+		}
 		return ses.failed(fmt.Sprintf("copy %d rows into %s", c.rows, c.family.Name), err)
 	}
 	if tag.RowsAffected() != int64(c.rows) {
@@ -126,4 +122,46 @@ func (c *copying) run(ctx context.Context, ses session) error {
 			c.family.Name, tag.RowsAffected(), c.rows))
 	}
 	return nil
+}
+
+// tuples is the stream of a COPY. It fills each message to the brim from as
+// many sections as that takes, and expands a packed one when it is its turn:
+// so a load has one section in memory in full, and what turns out to be stored
+// already is never expanded.
+type tuples struct {
+	sections []*batch.Section // still to come
+	rest     []byte           // of what is being read
+	room     []byte           // of the section that was expanded last
+	ended    bool             // rest is the trailer
+	err      error            // of a damaged section
+}
+
+func (t *tuples) Read(p []byte) (n int, err error) {
+	for n < len(p) {
+		if len(t.rest) == 0 {
+			if err := t.next(); err != nil {
+				return n, err
+			}
+		}
+		taken := copy(p[n:], t.rest)
+		t.rest = t.rest[taken:]
+		n += taken
+	}
+	return n, nil
+}
+
+func (t *tuples) next() error {
+	switch {
+	case t.err != nil:
+	case len(t.sections) > 0:
+		if t.rest, t.err = t.sections[0].Expanded(t.room); t.sections[0].Tuples == nil {
+			t.room = t.rest
+		}
+		t.sections = t.sections[1:]
+	case !t.ended:
+		t.rest, t.ended = batch.CopyTrailer, true
+	default:
+		return io.EOF
+	}
+	return t.err
 }

@@ -66,9 +66,9 @@ type progress struct {
 	comparing sync.Mutex // held while a new session is compared
 
 	mu       sync.Mutex
-	commits  []int64 // by slot: as the database counted when the last one was confirmed
-	free     []int   // the last one released is used first
-	doubtful []int   // their rows may still be locked; the oldest first
+	commits  []int64   // by slot: as the database counted when the last one was confirmed
+	free     []int     // the last one released is used first
+	doubtful []int     // their rows may still be locked; the oldest first
 	began    time.Time // the database's clock at the first of them; zero before
 	stream   string
 	floor    uint64
