@@ -43,7 +43,7 @@ type Config struct {
 	Loaders       int           `help:"Loads under way at once, each on a connection of its own." default:"2"`
 	FetchMessages int           `help:"Most messages fetched at once; fewer are asked for when they are large." default:"2000"`
 	FetchBytes    int           `help:"Bytes fetched at once; at least twice the stream's largest message, or that one blocks for ever." default:"16777216"`
-	FetchWait     time.Duration `help:"Longest wait for a load to fill; rows become visible this much later." default:"250ms"`
+	FetchWait     time.Duration `help:"Longest wait for a load to fill; rows become visible this much later." default:"100ms"`
 	LoadRows      int           `help:"Rows of one transaction; a larger batch is a transaction of its own." default:"20000"`
 	LoadBytes     int           `help:"Bytes of one transaction; a larger batch is a transaction of its own." default:"8388608"`
 	ExtendEvery   time.Duration `help:"How often the stream hears that a message is still at work; well below the stream's AckWait, or messages are handed out twice." default:"20s"`
