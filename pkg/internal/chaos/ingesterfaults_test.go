@@ -50,7 +50,6 @@ func TestAnIngesterKilledInMidCopyLeavesNoHalfBatch(t *testing.T) {
 
 func TestAnIngesterFrozenInMidCopyHoldsUpNobody(t *testing.T) {
 	t.Parallel()
-	slow(t)
 	s := newSite(t, siteConfig{})
 	f := s.collect(fleetConfig{})
 	wire, db := newProxy(t, s.db)
