@@ -169,3 +169,34 @@ func TestALargeGapWaitsOnTheStreamForPeople(t *testing.T) {
 	p.allStored(120)
 	p.eventually("the stream is trimmed again", func() bool { return p.status().Messages == 0 })
 }
+
+// As many batches are missing as wait, so nobody can tell that one was lost.
+func TestABatchThatWasLostAmongThoseThatWaitIsStoredAgain(t *testing.T) {
+	t.Parallel()
+	p := newPast(t)
+	first, _ := p.start()
+	strange := newBatch(10)
+	strange.Sections[0].Family = "from_tomorrow"
+	strange.Seal()
+	p.publish(strange)
+	for range 50 {
+		p.publish(newBatch(10))
+	}
+	waits := func(stored int) func() bool {
+		return func() bool {
+			return p.counted("select count(*) from ingest.batch") == stored && p.status().AckPending == 1
+		}
+	}
+	p.eventually("all but one are acknowledged", waits(50))
+	backup := p.backup()
+	p.publish(newBatch(10))
+	p.eventually("one more", waits(51))
+	require.NoError(t, first.Process.Kill())
+	_ = first.Wait()
+	p.rewind(backup)
+	require.Equal(t, 50, p.batches(), "it is lost")
+	p.start()
+	p.eventually("it is stored again", waits(51))
+	require.Equal(t, 510, p.rows())
+	require.Empty(t, p.holds(), "no alarm, for that would be one at every start")
+}
