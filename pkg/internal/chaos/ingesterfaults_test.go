@@ -35,7 +35,7 @@ func TestAnIngesterKilledInMidCopyLeavesNoHalfBatch(t *testing.T) {
 	for range 3 {
 		enough := f.taken.Load() + 200
 		s.eventually("a load's worth of batches", func() bool { return f.taken.Load() > enough })
-		reached := wire.holdCopy(64 << 10)
+		reached := wire.holdCopy(16 << 10)
 		in := s.ingest(ingesterConfig{db: db})
 		s.standsInCopy(reached)
 		in.kill()
@@ -54,7 +54,7 @@ func TestAnIngesterFrozenInMidCopyHoldsUpNobody(t *testing.T) {
 	f := s.collect(fleetConfig{})
 	wire, db := newProxy(t, s.db)
 	s.eventually("a load's worth of batches", func() bool { return f.taken.Load() > 200 })
-	reached := wire.holdCopy(64 << 10)
+	reached := wire.holdCopy(16 << 10)
 	frozen := s.ingest(ingesterConfig{db: db})
 	s.standsInCopy(reached)
 	frozen.signal(syscall.SIGSTOP)

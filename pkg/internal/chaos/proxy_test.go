@@ -36,7 +36,7 @@ type proxy struct {
 // link is one connection through the proxy.
 type link struct {
 	client, server net.Conn
-	copying        int // bytes of the COPY that passed; -1 before it begins
+	copying        int // bytes of the COPY that passed; -1 outside of one
 }
 
 func (l *link) close() { _ = l.client.Close(); _ = l.server.Close() }
@@ -170,10 +170,13 @@ func (p *proxy) asksToCommit(data []byte) bool {
 }
 
 // down looks at what the server says.
-func (p *proxy) down(_ *link, data []byte) error {
+func (p *proxy) down(l *link, data []byte) error {
 	p.wait()
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if bytes.Contains(data, []byte("COPY ")) {
+		l.copying = -1 // it is over, and was shorter than the hold
+	}
 	if p.answers > 0 && bytes.Contains(data, []byte("COMMIT\x00")) {
 		p.answers--
 		p.lost++
