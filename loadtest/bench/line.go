@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -24,13 +25,16 @@ func benchLine(ctx context.Context, o options) (err error) {
 	var g gates
 	var ratios []string
 	for _, shape := range shapes {
+		if !strings.Contains(shape.name, o.only) {
+			continue
+		}
 		shape.batches = max(1, int(float64(shape.batches)*o.scale))
 		runs, err := s.measure(ctx, shape, shape.payloads(shape.batches, rnd), o.runs)
 		if err != nil {
 			return fmt.Errorf("%s: %w", shape.name, err)
 		}
 		printLine(shape, runs)
-		if err := s.profile(ctx, shape, rnd); err != nil {
+		if err := s.profile(ctx, shape, rnd, o.pprof); err != nil {
 			return err
 		}
 		ratio := median(each(runs, lineRun.ratio))

@@ -26,6 +26,7 @@ type options struct {
 	scale float64
 	gate  bool
 	only  string
+	pprof string
 }
 
 type mode struct {
@@ -56,7 +57,8 @@ func run(ctx context.Context, args []string) error {
 	flags.IntVar(&o.runs, "runs", 5, "measured runs of each kind")
 	flags.Float64Var(&o.scale, "scale", 1, "share of the rows or seconds of a full run")
 	flags.BoolVar(&o.gate, "gate", false, "fail when a figure misses its gate")
-	flags.StringVar(&o.only, "only", "", "of drain, only the scenarios whose name holds this")
+	flags.StringVar(&o.only, "only", "", "of line and drain, only the shapes or scenarios whose name holds this")
+	flags.StringVar(&o.pprof, "pprof", "", "of line, directory to keep the profiles of gateway, stream and ingester in")
 	if len(args) == 0 {
 		args = []string{"-h"}
 	}

@@ -2,9 +2,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -32,8 +35,8 @@ var stages = []struct{ name, function string }{
 }
 
 // profile pushes once more while serve is profiled, and prints where its CPU
-// time went.
-func (s *system) profile(ctx context.Context, sh shape, rnd *rand.Rand) error {
+// time went. With a dir the profile is kept there, for go tool pprof.
+func (s *system) profile(ctx context.Context, sh shape, rnd *rand.Rand, dir string) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet,
 		fmt.Sprintf("%s/debug/pprof/profile?seconds=%d", s.serve.admin, int(profileTime.Seconds())), nil)
 	if err != nil {
@@ -66,7 +69,14 @@ func (s *system) profile(ctx context.Context, sh shape, rnd *rand.Rand) error {
 		return fmt.Errorf("profile of serve: %w", got.err)
 	}
 	printStages(got.profile)
-	return nil
+	if dir == "" {
+		return nil
+	}
+	file, err := os.Create(filepath.Join(dir, sh.name+".pprof"))
+	if err != nil {
+		return err
+	}
+	return errors.Join(got.profile.Write(file), file.Close())
 }
 
 func printStages(p *profile.Profile) {
