@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"crypto/ed25519"
 	"errors"
 	"time"
 
@@ -124,7 +125,7 @@ func (v *Verifier) VerifyUser(authorization string) (Principal, error) {
 		return Principal{}, err
 	}
 	var claims userClaims
-	if err := v.parse(v.parser, accessTokenType, token, &claims); err != nil {
+	if _, err := v.parse(v.parser, accessTokenType, token, &claims); err != nil {
 		return Principal{}, err
 	}
 	user, session, _, err := claims.ids()
@@ -159,7 +160,7 @@ func (v *Verifier) VerifyRefresh(token string) (Refresh, error) {
 		return Refresh{}, err
 	}
 	claims := userClaims{refresh: true}
-	if err := v.parse(v.refreshParser, refreshTokenType, token, &claims); err != nil {
+	if _, err := v.parse(v.refreshParser, refreshTokenType, token, &claims); err != nil {
 		return Refresh{}, err
 	}
 	var r Refresh
@@ -203,18 +204,28 @@ func (v *Verifier) stillGood(user, session uuid.UUID, claims *userClaims) error 
 var errTokenRevoked = fault.New(fault.Unauthenticated, "token_revoked", "The token is revoked.")
 
 // parse checks header, signature, times, issuer and audience, then the claims'
-// own Validate.
-func (v *Verifier) parse(parser *jwt.Parser, kind, token string, claims jwt.Claims) error {
+// own Validate. It returns the key that signed.
+func (v *Verifier) parse(parser *jwt.Parser, kind, token string, claims jwt.Claims) (signingKey, error) {
 	h, err := parseHeader(token, kind)
 	if err != nil {
-		return refuseToken(err)
+		return signingKey{}, refuseToken(err)
 	}
-	_, err = parser.ParseWithClaims(token, claims, func(*jwt.Token) (any, error) { return v.key(h.KeyID) })
+	by := signingKey{id: h.KeyID}
+	_, err = parser.ParseWithClaims(token, claims, func(*jwt.Token) (any, error) {
+		by.key, err = v.key(by.id)
+		return by.key, err
+	})
 	if errors.Is(err, jwt.ErrTokenExpired) {
-		return fault.New(fault.Unauthenticated, "token_expired", "The token has expired.")
+		return by, fault.New(fault.Unauthenticated, "token_expired", "The token has expired.")
 	}
 	if err != nil {
-		return refuseToken(cause(err))
+		return by, refuseToken(cause(err))
 	}
-	return nil
+	return by, nil
+}
+
+// signingKey is a key that signs tokens, and its name.
+type signingKey struct {
+	id  string
+	key ed25519.PublicKey
 }

@@ -35,6 +35,34 @@ func TestTokenWorksOnlyWithItsOwnCertificate(t *testing.T) {
 	require.NoError(t, b.verify())
 }
 
+// That its signature was good once is all that is remembered of a token.
+func TestTokenThatIsKnownIsHeldAgainstEverythingElseEachTime(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	require.NoError(t, b.verify())
+	require.NoError(t, b.verify())
+	_, err := b.verifier.VerifyCollector(connect(t, issue(t, b.authority, b.id)), "Bearer "+b.token)
+	requireFault(t, err, fault.Unauthenticated, "token_invalid")
+	_, err = b.verifier.VerifyCollector(b.state, "Bearer "+b.token[:len(b.token)-4]+"AAAA")
+	requireFault(t, err, fault.Unauthenticated, "token_invalid")
+	b.put(t, b.collector(identity.Disabled))
+	requireFault(t, b.verify(), fault.Forbidden, "collector_disabled")
+	b.put(t, b.collector(identity.Active))
+	require.NoError(t, b.verify())
+	b.clock.advance(identity.CollectorTokenLife + time.Minute)
+	b.snapshot.Confirm(b.clock.now())
+	requireFault(t, b.verify(), fault.Unauthenticated, "token_expired")
+}
+
+func BenchmarkVerifyCollector(b *testing.B) {
+	w := setup(b)
+	for b.Loop() {
+		if err := w.verify(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
 func TestRequestWithoutAProperConnectionIsRefused(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
