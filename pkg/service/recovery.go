@@ -2,6 +2,7 @@ package service
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"pganalytics/pkg/bus"
@@ -38,7 +39,7 @@ func (h gapHolds) Release(ctx context.Context, gap ingester.Gap) error {
 		return err
 	}
 	if hold.Incarnation != gap.Incarnation || hold.From != gap.From || hold.To != gap.To {
-		return fault.New(fault.Conflict, "gap_grown", "the gap has grown meanwhile")
+		return fault.Wrap(fault.Conflict, errors.New("the gap has grown meanwhile"))
 	}
 	return h.holds.Release(ctx, hold)
 }
