@@ -27,7 +27,7 @@ type shape struct {
 
 var (
 	narrow = shape{name: "json_narrow", family: "bench_narrow", values: 1, rows: 1000, batches: 400, gate: 0.65, target: 0.9}
-	wide   = shape{name: "json_wide", family: "bench_wide", values: 20, rows: 250, batches: 400, gate: 0.45, target: 0.65}
+	wide   = shape{name: "json_wide", family: "bench_wide", values: 20, rows: 1000, batches: 100, gate: 0.45, target: 0.65}
 	shapes = []shape{narrow, wide}
 )
 

@@ -3,15 +3,20 @@ package ingester
 import (
 	"context"
 	"crypto/sha256"
+	"slices"
 	"time"
 
 	"pganalytics/pkg/batch"
 	"pganalytics/pkg/fault"
 )
 
-// contendedTries bounds the immediate retries of a load that lost a race. A
-// race is won within a few; more of them say that something else is wrong.
-const contendedTries = 20
+// A load that lost a race is loaded again at once, so often and for so long. A
+// race is won within a few tries; a lock that is held for longer is waited for
+// by those batches alone that want it.
+const (
+	contendedTries = 20
+	contendedFor   = 15 * time.Second
+)
 
 // How often a load may fail before it is taken apart. What a lost connection
 // or an outage ends is tried for longer, for it was hardly the load's fault;
@@ -25,7 +30,8 @@ const (
 //
 //	Load ── ok ──────────────────────────▶ settle: ack, or bury and ack
 //	  │ error
-//	  ├─ contended ────▶ Load again, a bounded number of times
+//	  ├─ contended ────▶ Load again, a bounded number of times; then without
+//	  │                  the batches that want what is locked
 //	  ├─ probe fails ──▶ pause until it succeeds
 //	  ├─ tries left ───▶ Load again
 //	  └─ none ─────────▶ several messages: each half by itself
@@ -35,8 +41,11 @@ const (
 // says nothing about the batch. It returns false when ctx ended in a pause; the
 // load then stays on the stream.
 func (in *Ingester) storeLoad(ctx context.Context, load []*message) bool {
+	if len(load) == 0 {
+		return true
+	}
 	failures, contended := 0, 0
-	wait := newBackoff()
+	begin, wait := time.Now(), newBackoff()
 	for {
 		outcomes, err := in.tryLoad(ctx, load)
 		if err == nil {
@@ -45,9 +54,12 @@ func (in *Ingester) storeLoad(ctx context.Context, load []*message) bool {
 		}
 		class := fault.ClassOf(err)
 		in.log.Warn("load", "batches", len(load), "class", class.String(), "err", err)
-		if class == fault.Contended && contended < contendedTries {
+		if class == fault.Contended && contended < contendedTries && time.Since(begin) < contendedFor {
 			contended++
 			continue
+		}
+		if family := familyOf(err); class == fault.Contended && family != "" && len(load) > 1 {
+			return in.storeLoad(ctx, in.leaveFamily(load, family, err))
 		}
 		paused, alive := in.pause(ctx)
 		if !alive {
@@ -77,6 +89,21 @@ func (in *Ingester) storeLoad(ctx context.Context, load []*message) bool {
 		half := len(load) / 2
 		return in.storeLoad(ctx, load[:half]) && in.storeLoad(ctx, load[half:])
 	}
+}
+
+// leaveFamily leaves the batches to the stream that bring rows of a family
+// whose table is locked, and returns the others.
+func (in *Ingester) leaveFamily(load []*message, family string, err error) []*message {
+	rest := load[:0:0]
+	for _, m := range load {
+		if slices.ContainsFunc(m.batch.Sections, func(s batch.Section) bool { return s.Family == family }) {
+			in.leave(m)
+		} else {
+			rest = append(rest, m)
+		}
+	}
+	in.log.Warn("a table is locked; batches for it come again", "family", family, "batches", len(load)-len(rest), "err", err)
+	return rest
 }
 
 // tryLoad runs one transaction. It is finished even when ctx ends: half a

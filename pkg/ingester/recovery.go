@@ -84,7 +84,10 @@ type Recovery struct {
 	log     *slog.Logger
 	metrics *recoveryMetrics
 	noticed chan struct{} // of size 1: one reminder is as good as many
-	told    Gap           // of which people were told; of Run's goroutine alone
+
+	// Of Run's goroutine alone.
+	told      Gap // of which people were told
+	notBefore time.Time
 }
 
 // NewRecovery returns a recovery that replays through in what is at most auto
@@ -128,6 +131,10 @@ func (r *Recovery) Rewound(ctx context.Context, incarnation string, from uint64)
 // may have noticed, or one that did not live to fill it.
 const recoverEvery = 10 * time.Second
 
+// refillAfter is the pause before a gap is read again of which some batches
+// could not be stored: one whose family is not known yet may wait for an hour.
+const refillAfter = time.Minute
+
 // Run fills gaps until ctx ends.
 func (r *Recovery) Run(ctx context.Context) error {
 	tick := time.NewTicker(recoverEvery)
@@ -151,7 +158,7 @@ func (r *Recovery) round(ctx context.Context) error {
 		return err
 	}
 	r.metrics.held(gap, held)
-	if !held {
+	if !held || time.Now().Before(r.notBefore) {
 		return nil
 	}
 	_, err = r.ledger.Alone(ctx, func(ctx context.Context) error { return r.fill(ctx, gap) })
@@ -191,6 +198,7 @@ func (r *Recovery) fill(ctx context.Context, gap Gap) error {
 		r.log.Error("part of what the database lost had left the stream before", "sequences", n, "from_sequence", gap.From)
 	}
 	if left > 0 {
+		r.notBefore = time.Now().Add(refillAfter)
 		return fmt.Errorf("%d of %d batches wait for another try", left, replayed)
 	}
 	if err := r.holds.Release(ctx, gap); err != nil {

@@ -125,3 +125,14 @@ func sqlState(err error) string {
 	}
 	return ""
 }
+
+// familyOf returns the family that an error is about, else "".
+func familyOf(err error) string {
+	if e, ok := errors.AsType[interface {
+		error
+		Family() string
+	}](err); ok {
+		return e.Family()
+	}
+	return ""
+}

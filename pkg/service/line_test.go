@@ -68,6 +68,7 @@ type lineConfig struct {
 	databaseURL string // of an empty database; "" for one of its own
 	natsURL     string // "" for a server of its own
 	bus         bus.Config
+	lockTimeout time.Duration // of the store; zero for its default
 }
 
 func newLine(t testing.TB, cfg lineConfig) *line {
@@ -94,7 +95,7 @@ func newLine(t testing.TB, cfg lineConfig) *line {
 	t.Cleanup(func() { _ = l.bus.Close(context.Background()) })
 	require.NoError(t, l.bus.EnsureStreams(ctx))
 
-	l.store, err = store.Open(ctx, store.Config{URL: l.url}, cat, quiet(), prometheus.NewRegistry())
+	l.store, err = store.Open(ctx, store.Config{URL: l.url, LockTimeout: cfg.lockTimeout}, cat, quiet(), prometheus.NewRegistry())
 	require.NoError(t, err)
 	t.Cleanup(l.store.Close)
 	return l

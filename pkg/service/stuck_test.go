@@ -1,6 +1,7 @@
 package service_test
 
 import (
+	"context"
 	"testing"
 	"time"
 
@@ -82,4 +83,43 @@ func TestALongLockBuriesNothing(t *testing.T) {
 	l.eventually("others are stored meanwhile", func() bool { return l.rows() == 10 })
 	l.eventually("it is tried again and again", tried(4))
 	require.Empty(t, l.letters())
+}
+
+func TestALockedTableHoldsUpNoOtherFamily(t *testing.T) {
+	t.Parallel()
+	l := newLine(t, lineConfig{bus: bus.Config{AckWait: time.Second}, lockTimeout: 50 * time.Millisecond})
+	l.publish(newBatch(10)) // so that its chunk is there
+	cfg := settings()
+	cfg.Loaders = 1 // all of them in one load
+	stop := l.ingest(cfg, nil)
+	l.settled()
+	stop()
+
+	conn, err := pgx.Connect(t.Context(), l.url)
+	require.NoError(t, err)
+	defer func() { _ = conn.Close(context.Background()) }()
+	_, err = conn.Exec(t.Context(), "begin; lock table metrics.probe in access exclusive mode")
+	require.NoError(t, err)
+	for range 10 {
+		l.publish(newBatch(10), ofFamily(newBatch(1), "pg_stat_wal"))
+	}
+	l.ingest(cfg, nil)
+	l.eventually("the other family is stored", func() bool { return l.number("select count(*) from metrics.pg_stat_wal") == 10 })
+	require.Equal(t, 11, l.batches())
+	_, err = conn.Exec(t.Context(), "rollback")
+	require.NoError(t, err)
+	l.settled()
+	require.Equal(t, 110, l.rows())
+	require.Equal(t, 21, l.batches())
+	require.Empty(t, l.letters())
+}
+
+// ofFamily makes the rows those of another family, with nothing but their
+// times.
+func ofFamily(b *batch.Batch, family string) *batch.Batch {
+	s := &b.Sections[0]
+	s.Family, s.Columns = family, nil
+	s.Tuples = batch.AppendTuple(nil, batch.LeadFields, s.MinTime, s.ServerID)
+	b.Seal()
+	return b
 }

@@ -115,7 +115,7 @@ func (c *copying) run(ctx context.Context, ses session) error {
 		if !ses.IsClosed() && stream.err != nil { // else it may still be read
 			err = stream.err
 		}
-		return ses.failed(fmt.Sprintf("copy %d rows into %s", c.rows, c.family.Name), err)
+		return ses.failed(fmt.Sprintf("copy %d rows", c.rows), &familyError{c.family.Name, err})
 	}
 	if tag.RowsAffected() != int64(c.rows) {
 		return fault.Wrap(fault.Invalid, fmt.Errorf("copy into %s: %d rows where the batches claim %d",
@@ -123,6 +123,17 @@ func (c *copying) run(ctx context.Context, ses session) error {
 	}
 	return nil
 }
+
+// familyError names the family whose rows could not be stored, for whoever
+// wants to go on without them.
+type familyError struct {
+	family string
+	err    error
+}
+
+func (e *familyError) Error() string  { return "into " + e.family + ": " + e.err.Error() }
+func (e *familyError) Unwrap() error  { return e.err }
+func (e *familyError) Family() string { return e.family }
 
 // tuples is the stream of a COPY. It fills each message to the brim from as
 // many sections as that takes, and expands a packed one when it is its turn:
