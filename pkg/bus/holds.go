@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -35,8 +36,12 @@ type Hold struct {
 	By     string    `json:"by"`     // who or what took it
 	Since  time.Time `json:"since"`  // the taker's clock; Take sets it if it is zero
 
-	// Revision of the value in the bucket, set by Take and List: Release wants
-	// the one that is there.
+	// Work is what its taker needs to go on with after a crash, and nobody else
+	// reads.
+	Work string `json:"work,omitzero"`
+
+	// Revision of the value in the bucket, set by Take, Advance and List: Advance
+	// and Release want the one that is there.
 	Revision uint64 `json:"-"`
 }
 
@@ -48,8 +53,8 @@ type Holds struct{ bucket *Bucket }
 func (b *Bus) Holds() *Holds { return &Holds{bucket: &Bucket{bus: b, name: b.names.holds}} }
 
 // Take returns the hold as it lies on the server's disk. If there is one of
-// that name, it then covers both, and has the new one's Reason and By; one of
-// another incarnation is replaced, for the sequences that it names are gone
+// that name, it then covers both, and has the new one's Reason, By and Work; one
+// of another incarnation is replaced, for the sequences that it names are gone
 // with their stream. An error leaves open whether the hold was taken; taking
 // it again does no harm. Errors are fault.Invalid for a hold that makes no
 // sense, fault.Conflict if the stream is not of its incarnation, and
@@ -117,6 +122,47 @@ func (h *Holds) take(ctx context.Context, kv jetstream.KeyValue, hold Hold) (Hol
 	return hold, err
 }
 
+// Advance puts a changed From, To or Work in the place of a hold as Take, List
+// or Advance returned it, and returns it as it lies there then. Unlike Take it
+// makes a hold smaller. Errors are fault.Invalid for a hold that makes no sense,
+// fault.Conflict if it was released or taken again meanwhile, and
+// fault.Unavailable, which leaves open whether it was advanced; advancing it
+// again settles that.
+func (h *Holds) Advance(ctx context.Context, hold Hold) (Hold, error) {
+	if err := hold.validate(); err != nil {
+		return Hold{}, err
+	}
+	value, err := json.Marshal(hold)
+	if err != nil {
+		return Hold{}, err
+	}
+	err = h.bucket.with(ctx, "advance", hold.Name, func(ctx context.Context, kv jetstream.KeyValue) (err error) {
+		was := hold.Revision
+		if was == 0 { // to the server this would mean: there is none
+			return errNoRevision
+		}
+		hold.Revision, err = kv.Update(ctx, hold.Name, value, was)
+		if !errors.Is(err, jetstream.ErrKeyExists) && !errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
+			return err
+		}
+		entry, err := kv.Get(ctx, hold.Name)
+		switch {
+		case errors.Is(err, jetstream.ErrKeyNotFound):
+			return fault.Wrap(fault.Conflict, errors.New("the hold was released"))
+		case err != nil:
+			return err
+		case !bytes.Equal(entry.Value(), value):
+			return takenAgain(entry.Revision(), was)
+		}
+		hold.Revision = entry.Revision() // the answer to the first try was lost
+		return nil
+	})
+	if err != nil {
+		return Hold{}, err
+	}
+	return hold, nil
+}
+
 // List returns all holds by name, also those of streams that are gone. One
 // whose value cannot be read keeps everything, on any stream: nobody knows any
 // more what it was for. The error is fault.Unavailable.
@@ -154,7 +200,7 @@ func (h *Holds) List(ctx context.Context) ([]Hold, error) {
 func (h *Holds) Release(ctx context.Context, hold Hold) error {
 	return h.bucket.with(ctx, "release", hold.Name, func(ctx context.Context, kv jetstream.KeyValue) error {
 		if hold.Revision == 0 { // to the server this would mean: whatever is there
-			return fault.Wrap(fault.Invalid, errors.New("the hold has no revision; list the holds first"))
+			return errNoRevision
 		}
 		err := kv.Delete(ctx, hold.Name, jetstream.LastRevision(hold.Revision))
 		switch apiCode(err) {
@@ -169,8 +215,14 @@ func (h *Holds) Release(ctx context.Context, hold Hold) error {
 		if err != nil {
 			return err
 		}
-		return fault.Wrap(fault.Conflict, fmt.Errorf("the hold has revision %d, not %d: it was taken again", entry.Revision(), hold.Revision))
+		return takenAgain(entry.Revision(), hold.Revision)
 	})
+}
+
+var errNoRevision = fault.Wrap(fault.Invalid, errors.New("the hold has no revision; list the holds first"))
+
+func takenAgain(now, was uint64) error {
+	return fault.Wrap(fault.Conflict, fmt.Errorf("the hold has revision %d, not %d: it was taken again", now, was))
 }
 
 var holdNamePattern = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)

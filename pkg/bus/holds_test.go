@@ -121,6 +121,42 @@ func TestReleaseSparesAHoldThatWasTakenAgain(t *testing.T) {
 	require.Equal(t, fault.Conflict, fault.ClassOf(w.Holds().Release(t.Context(), second)))
 }
 
+func TestAHoldAdvancesAndItsWorkOutlivesItsTaker(t *testing.T) {
+	t.Parallel()
+	w := setup(t)
+	h := w.hold("a", 5, 9)
+	h.Work = "begun"
+	first := w.take(h)
+	next := first
+	next.From, next.Work = 7, "half"
+	second, err := w.Holds().Advance(t.Context(), next)
+	require.NoError(t, err)
+	require.Greater(t, second.Revision, first.Revision)
+	require.Equal(t, []Hold{second}, w.holds())
+	require.Equal(t, "half", second.Work)
+	require.EqualValues(t, 7, second.From)
+
+	again, err := w.Holds().Advance(t.Context(), next)
+	require.NoError(t, err, "the answer to the first may have been lost")
+	require.Equal(t, second, again)
+
+	taken := w.take(w.hold("a", 6, 9))
+	next = second
+	next.From = 8
+	_, err = w.Holds().Advance(t.Context(), next)
+	require.Equal(t, fault.Conflict, fault.ClassOf(err), "somebody needs it from 6 on: %v", err)
+	require.Equal(t, []Hold{taken}, w.holds())
+
+	require.NoError(t, w.Holds().Release(t.Context(), taken))
+	_, err = w.Holds().Advance(t.Context(), taken)
+	require.Equal(t, fault.Conflict, fault.ClassOf(err), "what was released is not held again: %v", err)
+	require.Empty(t, w.holds())
+
+	next.Revision = 0
+	_, err = w.Holds().Advance(t.Context(), next)
+	require.Equal(t, fault.Invalid, fault.ClassOf(err))
+}
+
 func TestAnUnreadableHoldKeepsEverything(t *testing.T) {
 	t.Parallel()
 	w := setup(t)

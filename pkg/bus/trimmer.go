@@ -2,7 +2,6 @@ package bus
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -162,7 +161,7 @@ func (t *Trimmer) plan(ctx context.Context, f *facts) (TrimReport, error) {
 	// The server's clock: it wrote the messages' times too.
 	if begin := f.info.TimeStamp.Add(-t.cfg.ReplayWindow); state.FirstTime.Before(begin) {
 		var err error
-		if aged, err = t.firstSince(ctx, begin, state.LastSeq); err != nil {
+		if aged, err = t.bus.firstSince(ctx, begin, state.LastSeq); err != nil {
 			return nothing, err
 		}
 	}
@@ -184,37 +183,6 @@ func (t *Trimmer) pressed(info *jetstream.StreamInfo) uint64 {
 
 func (t *Trimmer) highWater(info *jetstream.StreamInfo) float64 {
 	return t.cfg.HighWater * float64(info.Config.MaxBytes)
-}
-
-// firstSince returns the sequence of the first message stored at or after
-// begin, last+1 if there is none. The server finds it by time; the client
-// library has no call for that. The answer carries the message, which is the
-// price of not needing the right to create consumers.
-func (t *Trimmer) firstSince(ctx context.Context, begin time.Time, last uint64) (uint64, error) {
-	request, err := json.Marshal(map[string]time.Time{"start_time": begin.UTC()})
-	if err != nil {
-		return 0, err
-	}
-	answer, err := t.bus.nc.RequestWithContext(ctx, "$JS.API.STREAM.MSG.GET."+t.bus.names.batches, request)
-	if err != nil {
-		return 0, unavailable("find the first message of the replay window", err)
-	}
-	var found struct {
-		Error   *jetstream.APIError `json:"error"`
-		Message struct {
-			Seq uint64 `json:"seq"`
-		} `json:"message"`
-	}
-	if err := json.Unmarshal(answer.Data, &found); err != nil {
-		return 0, fmt.Errorf("read the first message of the replay window: %w", err)
-	}
-	switch {
-	case found.Error != nil && found.Error.ErrorCode == jetstream.JSErrCodeMessageNotFound:
-		return last + 1, nil
-	case found.Error != nil:
-		return 0, unavailable("find the first message of the replay window", found.Error)
-	}
-	return found.Message.Seq, nil
 }
 
 // alarm tells once when the stream rises above its high water, and once when

@@ -99,11 +99,10 @@ func TestTrimFindsTheWindowAcrossGaps(t *testing.T) {
 	}
 	kept, err := stream.GetMsg(t.Context(), 5)
 	require.NoError(t, err)
-	trimmer := w.Trimmer(TrimConfig{}, answers)
-	first, err := trimmer.firstSince(t.Context(), kept.Time.Add(-1), 6)
+	first, err := w.SequenceAt(t.Context(), kept.Time.Add(-1))
 	require.NoError(t, err)
 	require.EqualValues(t, 5, first)
-	first, err = trimmer.firstSince(t.Context(), time.Now().Add(time.Hour), 6)
+	first, err = w.SequenceAt(t.Context(), time.Now().Add(time.Hour))
 	require.NoError(t, err)
 	require.EqualValues(t, 7, first, "none is so young")
 }
