@@ -69,6 +69,10 @@ func unknownVariables(root *kong.Node) error {
 	return errors.Join(errs...)
 }
 
+// Defaults fills cfg, a struct with kong's tags, with the defaults that stand
+// there.
+func Defaults(cfg any) error { return kong.ApplyDefaults(cfg) }
+
 // Secret reads a setting that must not stand on a command line: from file if
 // given, else from the first of the variables that is set. It returns "" when
 // none is.

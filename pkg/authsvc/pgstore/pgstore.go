@@ -113,7 +113,7 @@ type act struct {
 	resourceID   string
 	result       string
 	source       netip.Addr // zero: none, as on the command line
-	changes      map[string]any
+	changes      any        // JSON
 }
 
 const insertAudit = `
