@@ -19,6 +19,7 @@ type commands struct {
 	Serve      serveCmd      `cmd:"" help:"Run all services in one process, with the stream in it."`
 	Status     statusCmd     `cmd:"" help:"Show what the stream and the store hold."`
 	Query      queryCmd      `cmd:"" help:"Run one reading SQL statement on the stored metrics."`
+	Replay     replayCmd     `cmd:"" help:"Store again what the database lacks of the stream, after a restore or a failover."`
 	CA         caCmd         `cmd:"" name:"ca" help:"Show and replace the authorities and the signing key."`
 	Collectors collectorsCmd `cmd:"" help:"Work with collectors."`
 	Login      loginCmd      `cmd:"" help:"Log in, for the commands that act as a user."`
@@ -41,8 +42,19 @@ type console struct {
 func main() {
 	if err := run(context.Background(), os.Args[1:], os.Stdout, os.Stderr); err != nil {
 		fmt.Fprintln(os.Stderr, "pganalytics:", err)
-		os.Exit(1)
+		os.Exit(exitCode(err))
 	}
+}
+
+// found is the error of a command that did its work and must tell scripts of
+// something: not all is as it should be. Its exit code is 2.
+type found struct{ error }
+
+func exitCode(err error) int {
+	if _, ok := errors.AsType[found](err); ok {
+		return 2
+	}
+	return 1
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {

@@ -56,6 +56,10 @@ func (i *Installation) Bus(ctx context.Context, stderr io.Writer) (*bus.Bus, err
 
 // Store opens the database.
 func (i *Installation) Store(ctx context.Context, stderr io.Writer) (*store.Store, error) {
+	return i.storeWith(ctx, stderr, func(*store.Config) {})
+}
+
+func (i *Installation) storeWith(ctx context.Context, stderr io.Writer, change func(*store.Config)) (*store.Store, error) {
 	cat, err := i.Load()
 	if err != nil {
 		return nil, err
@@ -64,6 +68,7 @@ func (i *Installation) Store(ctx context.Context, stderr io.Writer) (*store.Stor
 	if err != nil {
 		return nil, err
 	}
+	change(&cfg)
 	return store.Open(ctx, cfg, cat, commandLog(stderr), prometheus.NewRegistry())
 }
 
