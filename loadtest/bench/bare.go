@@ -28,7 +28,7 @@ func (s *system) openBare(ctx context.Context) (b *bareStream, err error) {
 		shape shape
 		to    *[]byte
 	}{{narrow.withRows(1), &b.one}, {narrow, &b.batch}} {
-		message, err := m.shape.batch(s.sender.id, m.shape.payload(0, rnd), time.Now())
+		message, err := m.shape.batch(s.sender.ID, m.shape.payload(0, rnd), time.Now())
 		if err != nil {
 			return nil, err
 		}

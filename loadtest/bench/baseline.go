@@ -22,7 +22,7 @@ func (s *system) copyStreams(sh shape, loads []payload, base time.Time) [][]byte
 	for from := 0; from < len(loads); from += perCopy {
 		stream := bytes.Clone(batch.CopyHeader)
 		for _, p := range loads[from:min(from+perCopy, len(loads))] {
-			stream = append(stream, p.tuples(base.Add(p.after), batch.ServerID(s.sender.id, "copied "+p.server))...)
+			stream = append(stream, p.tuples(base.Add(p.after), batch.ServerID(s.sender.ID, "copied "+p.server))...)
 		}
 		streams = append(streams, append(stream, batch.CopyTrailer...))
 	}

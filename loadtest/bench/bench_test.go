@@ -20,21 +20,21 @@ func TestPushBaselineAndBacklogHaveTheSameRows(t *testing.T) {
 	cat, err := catalogue.Load(catalogueFiles())
 	require.NoError(t, err)
 	for _, sh := range shapes {
-		s := &sender{id: uuid.New()}
+		id := uuid.New()
 		p := sh.payload(3, rand.New(rand.NewPCG(1, 2)))
 		at := time.Now().UTC().Truncate(time.Microsecond)
-		body, err := s.body(nil, sh, p, at)
+		body, err := pushBody(nil, id, sh, p, at)
 		require.NoError(t, err)
 
-		pushed, report, err := jsonpush.Decode(bytes.NewReader(body), s.id, cat, jsonpush.DefaultLimits(), time.Now())
+		pushed, report, err := jsonpush.Decode(bytes.NewReader(body), id, cat, jsonpush.DefaultLimits(), time.Now())
 		require.NoError(t, err)
 		require.Empty(t, report.Rejected)
 		require.Len(t, pushed.Sections, 1)
 		section := pushed.Sections[0]
 		require.Equal(t, sh.rows, section.Rows)
-		require.Equal(t, p.tuples(at, batch.ServerID(s.id, p.server)), section.Tuples)
+		require.Equal(t, p.tuples(at, batch.ServerID(id, p.server)), section.Tuples)
 
-		filled, err := sh.batch(s.id, p, at)
+		filled, err := sh.batch(id, p, at)
 		require.NoError(t, err)
 		require.Equal(t, pushed.Sections, filled.Sections)
 	}

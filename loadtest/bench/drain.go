@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"pganalytics/loadtest/internal/program"
 )
 
 // scenario is one way to drain a backlog of narrow rows.
@@ -123,10 +125,10 @@ func (b *workbench) drain(ctx context.Context, sc scenario, db *database) (d dra
 	if err := l.hold(ctx); err != nil {
 		return d, err
 	}
-	var running []*process
-	defer func() { err = errors.Join(err, stop(running...)) }()
+	var running []*program.Process
+	defer func() { err = errors.Join(err, program.Stop(running...)) }()
 	for i := range sc.ingesters {
-		p, err := start(b.dir, fmt.Sprintf("ingester%d", i), db, "ingester", append(l.flags(),
+		p, err := program.Start(b.dir, fmt.Sprintf("ingester%d", i), db.url(), "ingester", append(l.flags(),
 			"--catalogue-dir", b.families, "--loaders", fmt.Sprint(sc.loaders))...)
 		if err != nil {
 			return d, err
@@ -134,7 +136,7 @@ func (b *workbench) drain(ctx context.Context, sc scenario, db *database) (d dra
 		running = append(running, p)
 	}
 	if err := l.awaitLoaders(ctx, sc.ingesters*sc.loaders); err != nil {
-		return d, fmt.Errorf("%w\n%s", err, running[0].tail())
+		return d, fmt.Errorf("%w\n%s", err, running[0].Tail())
 	}
 	if err := l.release(ctx); err != nil {
 		return d, err
@@ -143,12 +145,12 @@ func (b *workbench) drain(ctx context.Context, sc scenario, db *database) (d dra
 		return d, err
 	}
 	for _, p := range running {
-		stored, err := p.metric(ctx, "pganalytics_ingester_rows_stored_total")
+		stored, err := p.Metric(ctx, "pganalytics_ingester_rows_stored_total")
 		if err != nil {
 			return d, err
 		}
 		d.shares = append(d.shares, stored/float64(l.rows()))
-		peak, err := memory(p.pid(), residentPeak)
+		peak, err := memory(p.PID(), residentPeak)
 		if err != nil {
 			return d, err
 		}
@@ -199,7 +201,7 @@ func (b *backlog) follow(ctx context.Context, m meter) (d drained, err error) {
 		case st.AckFloor != last:
 			last, moved = st.AckFloor, time.Now()
 		case time.Since(moved) > time.Minute:
-			return d, fmt.Errorf("stuck at batch %d of %d\n%s", st.AckFloor, st.LastSequence, m.services[0].tail())
+			return d, fmt.Errorf("stuck at batch %d of %d\n%s", st.AckFloor, st.LastSequence, m.services[0].Tail())
 		}
 	}
 }
@@ -207,7 +209,7 @@ func (b *backlog) follow(ctx context.Context, m meter) (d drained, err error) {
 // resident is the size of the largest service now, in bytes.
 func (m meter) resident() (most int64, err error) {
 	for _, p := range m.services {
-		n, err := memory(p.pid(), residentNow)
+		n, err := memory(p.PID(), residentNow)
 		if err != nil {
 			return 0, err
 		}

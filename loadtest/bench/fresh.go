@@ -117,12 +117,12 @@ func (s *system) halfLoad(ctx context.Context, l *latencies, bare *bareStream, l
 	g.Go(func() error {
 		interval := time.Duration(float64(narrow.rows) / rate * float64(time.Second))
 		return every(ctx, interval, length, senders, func(i int) error {
-			body, err := s.sender.body(nil, narrow, loads[i%len(loads)], time.Now())
+			body, err := pushBody(nil, s.sender.ID, narrow, loads[i%len(loads)], time.Now())
 			if err != nil {
 				return err
 			}
 			began := time.Now()
-			if err := s.sender.push(ctx, narrow, body); err != nil {
+			if err := s.sender.Push(ctx, body, narrow.rows); err != nil {
 				return err
 			}
 			l.add(&l.pushBatch, time.Since(began))

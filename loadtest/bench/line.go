@@ -41,7 +41,7 @@ func benchLine(ctx context.Context, o options) (err error) {
 		g.check(ratio >= shape.gate, "ratio_%s is %.2f, below %.2f", shape.name, ratio, shape.gate)
 		ratios = append(ratios, fmt.Sprintf("ratio_%s=%.2f", shape.name, ratio))
 	}
-	peak, err := memory(s.serve.pid(), residentPeak)
+	peak, err := memory(s.serve.PID(), residentPeak)
 	if err != nil {
 		return err
 	}
@@ -122,10 +122,10 @@ func (s *system) pushAll(ctx context.Context, sh shape, loads []payload, base ti
 			var buf []byte
 			var err error
 			for i := n; i < len(loads); i += senders {
-				if buf, err = s.sender.body(buf[:0], sh, loads[i], base.Add(loads[i].after)); err != nil {
+				if buf, err = pushBody(buf[:0], s.sender.ID, sh, loads[i], base.Add(loads[i].after)); err != nil {
 					return err
 				}
-				if err := s.sender.push(gctx, sh, buf); err != nil {
+				if err := s.sender.Push(gctx, buf, sh.rows); err != nil {
 					return err
 				}
 			}

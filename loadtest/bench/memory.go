@@ -12,6 +12,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"pganalytics/loadtest/internal/fleet"
+	"pganalytics/loadtest/internal/program"
 	"pganalytics/pkg/identity/ca"
 )
 
@@ -36,7 +38,7 @@ func benchMemory(ctx context.Context, o options) (err error) {
 	}
 	defer func() { err = errors.Join(err, s.stop()) }()
 	began := time.Now()
-	collectors, err := s.fleet.enrol(ctx, s.db.url(), fleetSize)
+	collectors, err := s.fleet.Enrol(ctx, s.db.url(), fleetSize)
 	if err != nil {
 		return err
 	}
@@ -71,8 +73,8 @@ type services struct {
 	*workbench
 	db                         *database
 	backlog                    *backlog // empty at first: the stream of batches
-	gateway, ingester, authsvc *process
-	fleet                      fleet
+	gateway, ingester, authsvc *program.Process
+	fleet                      fleet.Fleet
 	pushed, busy               atomic.Int64
 }
 
@@ -103,12 +105,12 @@ func startServices(ctx context.Context) (s *services, err error) {
 			listener + "tls-cert", filepath.Join(pki, ca.ServerCertFile), listener + "tls-key", filepath.Join(pki, ca.ServerKeyFile),
 		}
 	}
-	run := func(name string, args ...[]string) (*process, error) {
+	run := func(name string, args ...[]string) (*program.Process, error) {
 		all := s.backlog.flags()
 		for _, a := range args {
 			all = append(all, a...)
 		}
-		return start(s.dir, name, s.db, name, all...)
+		return program.Start(s.dir, name, s.db.url(), name, all...)
 	}
 	// The collectors are not told where the gateway is, for it does not run yet:
 	// they are sent there below.
@@ -129,24 +131,27 @@ func startServices(ctx context.Context) (s *services, err error) {
 
 // ready waits for all services and tells the fleet where they are.
 func (s *services) ready(ctx context.Context, pki string) error {
-	auth, err := s.authsvc.ready(ctx)
+	auth, err := s.authsvc.Ready(ctx)
 	if err != nil {
 		return err
 	}
-	gateway, err := s.gateway.ready(ctx)
+	gateway, err := s.gateway.Ready(ctx)
 	if err != nil {
 		return err
 	}
-	s.fleet = fleet{dir: s.dir, pki: pki, users: auth.Users, tokens: auth.Collectors, pushes: gateway.Collectors}
-	_, err = s.ingester.ready(ctx)
+	s.fleet = fleet.Fleet{
+		Dir: s.dir, PKI: pki, Users: auth.Users, Tokens: auth.Collectors, Pushes: gateway.Collectors,
+		Connections: senders + probing,
+	}
+	_, err = s.ingester.Ready(ctx)
 	return err
 }
 
 func (s *services) stop() error {
 	var errs []error
-	for _, p := range []*process{s.gateway, s.ingester, s.authsvc} {
+	for _, p := range []*program.Process{s.gateway, s.ingester, s.authsvc} {
 		if p != nil {
-			errs = append(errs, stop(p))
+			errs = append(errs, program.Stop(p))
 		}
 	}
 	if s.backlog != nil {
@@ -174,8 +179,8 @@ func (s *services) watch(ctx context.Context, f func(ctx context.Context) error)
 		tick := time.NewTicker(100 * time.Millisecond)
 		defer tick.Stop()
 		for {
-			for i, p := range []*process{s.gateway, s.ingester, s.authsvc} {
-				resident, err := memory(p.pid(), residentNow)
+			for i, p := range []*program.Process{s.gateway, s.ingester, s.authsvc} {
+				resident, err := memory(p.PID(), residentNow)
 				if err != nil {
 					return err
 				}
@@ -194,7 +199,7 @@ func (s *services) watch(ctx context.Context, f func(ctx context.Context) error)
 
 // push lets every collector push for the time given, with pauses that begin at
 // different moments.
-func (s *services) push(ctx context.Context, collectors []*sender, pause, length time.Duration) error {
+func (s *services) push(ctx context.Context, collectors []*fleet.Sender, pause, length time.Duration) error {
 	g, ctx := errgroup.WithContext(ctx)
 	shape := narrow.withRows(fleetRows)
 	load := shape.payload(0, rand.New(rand.NewPCG(1, 2)))
@@ -208,12 +213,12 @@ func (s *services) push(ctx context.Context, collectors []*sender, pause, length
 					return ctx.Err()
 				case <-time.After(time.Until(next)):
 				}
-				body, err := c.body(nil, shape, load, time.Now())
+				body, err := pushBody(nil, c.ID, shape, load, time.Now())
 				if err != nil {
 					return err
 				}
-				switch err := c.push(ctx, shape, body); {
-				case errors.Is(err, errBusy): // a collector would keep it; here it is made anew
+				switch err := c.Push(ctx, body, shape.rows); {
+				case errors.Is(err, fleet.ErrBusy): // a collector would keep it; here it is made anew
 					s.busy.Add(1)
 					next = time.Now().Add(busyPause)
 				case err != nil:

@@ -29,12 +29,12 @@ func (s *system) probe(ctx context.Context, l *latencies, w *watch, one shape, n
 	w.mu.Lock()
 	w.sent[n] = p
 	w.mu.Unlock()
-	body, err := s.sender.body(nil, one, payload{server: probeServer, json: fmt.Appendf(nil, "[[%d,1.5]]", n)}, p.at)
+	body, err := pushBody(nil, s.sender.ID, one, payload{server: probeServer, json: fmt.Appendf(nil, "[[%d,1.5]]", n)}, p.at)
 	if err != nil {
 		return err
 	}
 	began := time.Now()
-	if err := s.sender.push(ctx, one, body); err != nil {
+	if err := s.sender.Push(ctx, body, one.rows); err != nil {
 		return err
 	}
 	answered := time.Now()
@@ -62,7 +62,7 @@ const lookEvery = 5 * time.Millisecond
 // run looks until all probes were sent and seen.
 func (w *watch) run(ctx context.Context, s *system, l *latencies) error {
 	const query = "select series from metrics.bench_narrow where server_id = $1 and time >= $2"
-	server := batch.ServerID(s.sender.id, probeServer)
+	server := batch.ServerID(s.sender.ID, probeServer)
 	for deadline := (time.Time{}); ; time.Sleep(lookEvery) {
 		w.mu.Lock()
 		oldest, left := time.Now(), len(w.sent)

@@ -38,7 +38,7 @@ var stages = []struct{ name, function string }{
 // time went. With a dir the profile is kept there, for go tool pprof.
 func (s *system) profile(ctx context.Context, sh shape, rnd *rand.Rand, dir string) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet,
-		fmt.Sprintf("%s/debug/pprof/profile?seconds=%d", s.serve.admin, int(profileTime.Seconds())), nil)
+		fmt.Sprintf("%s/debug/pprof/profile?seconds=%d", s.serve.Admin, int(profileTime.Seconds())), nil)
 	if err != nil {
 		return err
 	}

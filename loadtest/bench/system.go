@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"pganalytics/loadtest/internal/fleet"
+	"pganalytics/loadtest/internal/program"
 	"pganalytics/pkg/service"
 )
 
@@ -17,9 +19,9 @@ const connections = 2
 type system struct {
 	dir       string
 	db        *database
-	serve     *process
+	serve     *program.Process
 	endpoints service.Endpoints
-	sender    *sender
+	sender    *fleet.Sender
 	meter     meter
 }
 
@@ -40,25 +42,26 @@ func startSystem(ctx context.Context) (s *system, err error) {
 	if err != nil {
 		return s, err
 	}
-	s.serve, err = start(s.dir, "serve", s.db, "pganalytics", "serve", "--data-dir", s.data(),
+	s.serve, err = program.Start(s.dir, "serve", s.db.url(), "pganalytics", "serve", "--data-dir", s.data(),
 		"--catalogue-dir", families, "--loaders", fmt.Sprint(connections),
 		"--users-listen", "127.0.0.1:0", "--collectors-listen", "127.0.0.1:0", "--nats-batches-max-bytes", fmt.Sprint(4<<30))
 	if err != nil {
 		return s, err
 	}
-	if s.endpoints, err = s.serve.ready(ctx); err != nil {
+	if s.endpoints, err = s.serve.Ready(ctx); err != nil {
 		return s, err
 	}
-	fleet := fleet{
-		dir: s.dir, pki: filepath.Join(s.data(), "pki"),
-		users: s.endpoints.Users, tokens: s.endpoints.Collectors, pushes: s.endpoints.Collectors,
+	one := fleet.Fleet{
+		Dir: s.dir, PKI: filepath.Join(s.data(), "pki"),
+		Users: s.endpoints.Users, Tokens: s.endpoints.Collectors, Pushes: s.endpoints.Collectors,
+		Connections: senders + probing,
 	}
-	all, err := fleet.enrol(ctx, s.db.url(), 1)
+	all, err := one.Enrol(ctx, s.db.url(), 1)
 	if err != nil {
 		return s, err
 	}
 	s.sender = all[0]
-	s.meter = meter{[]*process{s.serve}, s.db.postgres}
+	s.meter = meter{[]*program.Process{s.serve}, s.db.postgres}
 	return s, nil
 }
 
@@ -80,7 +83,7 @@ func writeFamilies(dir string) (string, error) {
 func (s *system) stop() error {
 	var errs []error
 	if s.serve != nil {
-		errs = append(errs, stop(s.serve))
+		errs = append(errs, program.Stop(s.serve))
 	}
 	if s.db != nil {
 		errs = append(errs, s.db.drop())

@@ -14,6 +14,8 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"golang.org/x/sys/unix"
+
+	"pganalytics/loadtest/internal/program"
 )
 
 // usage is CPU time by who spent it.
@@ -41,7 +43,7 @@ func medianUsage(v []usage) usage {
 
 // meter reads what this process, the services and PostgreSQL have used so far.
 type meter struct {
-	services []*process
+	services []*program.Process
 	postgres int // pid of the server's main process; 0 when it runs elsewhere
 }
 
@@ -50,7 +52,7 @@ func (m meter) read() (u usage, err error) {
 		return u, err
 	}
 	for _, p := range m.services {
-		own, err := cpuTime(p.pid())
+		own, err := cpuTime(p.PID())
 		if err != nil {
 			return u, err
 		}

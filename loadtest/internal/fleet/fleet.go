@@ -1,4 +1,5 @@
-package main
+// Package fleet has collectors that push what they are given.
+package fleet
 
 import (
 	"bytes"
@@ -11,7 +12,6 @@ import (
 	"io"
 	"net/http"
 	"path/filepath"
-	"strconv"
 	"time"
 
 	"github.com/google/uuid"
@@ -23,23 +23,27 @@ import (
 	"pganalytics/pkg/identity/ca"
 )
 
-// sender is a collector that pushes what it is given, over mTLS.
-type sender struct {
-	id      uuid.UUID
+// Sender is a collector that pushes over mTLS.
+type Sender struct {
+	ID      uuid.UUID
 	gateway string // URL
 	http    *http.Client
 	token   string
 }
 
-// fleet says where collectors enrol, get their tokens and push.
-type fleet struct {
-	dir                   string // for the identities
-	pki                   string // directory of the authorities
-	users, tokens, pushes string // URLs
+// Fleet says where collectors enrol, get their tokens and push.
+type Fleet struct {
+	Dir                   string // for the identities
+	PKI                   string // directory of the authorities
+	Users, Tokens, Pushes string // URLs
+	Connections           int    // of one collector, kept open
 }
 
-// enrol makes n collectors.
-func (f fleet) enrol(ctx context.Context, databaseURL string, n int) ([]*sender, error) {
+// enrolling is how many collectors enrol at once.
+const enrolling = 8
+
+// Enrol makes n collectors.
+func (f Fleet) Enrol(ctx context.Context, databaseURL string, n int) ([]*Sender, error) {
 	store, err := pgstore.Open(ctx, databaseURL)
 	if err != nil {
 		return nil, err
@@ -53,18 +57,18 @@ func (f fleet) enrol(ctx context.Context, databaseURL string, n int) ([]*sender,
 	if err != nil {
 		return nil, err
 	}
-	anchors, err := ca.LoadCertificates(filepath.Join(f.pki, ca.ServerCAFile))
+	anchors, err := ca.LoadCertificates(filepath.Join(f.PKI, ca.ServerCAFile))
 	if err != nil {
 		return nil, err
 	}
-	all := make([]*sender, n)
+	all := make([]*Sender, n)
 	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(senders)
+	g.SetLimit(enrolling)
 	for i, name := range names {
 		g.Go(func() error {
 			id, err := uplink.Enroll(ctx, uplink.Enrollment{
-				URL: f.users, CAFingerprint: ca.Fingerprint(anchors[0]), Token: token.Token,
-				Name: name, Hostname: name, Version: "bench", StateDir: filepath.Join(f.dir, name),
+				URL: f.Users, CAFingerprint: ca.Fingerprint(anchors[0]), Token: token.Token,
+				Name: name, Hostname: name, Version: "bench", StateDir: filepath.Join(f.Dir, name),
 			})
 			if err != nil {
 				return fmt.Errorf("enrol %s: %w", name, err)
@@ -76,21 +80,21 @@ func (f fleet) enrol(ctx context.Context, databaseURL string, n int) ([]*sender,
 	return all, g.Wait()
 }
 
-func (f fleet) newSender(ctx context.Context, id *uplink.Identity) (*sender, error) {
+func (f Fleet) newSender(ctx context.Context, id *uplink.Identity) (*Sender, error) {
 	anchors := x509.NewCertPool()
 	for _, c := range id.ServerCAs {
 		anchors.AddCert(c)
 	}
-	s := &sender{id: id.CollectorID, gateway: f.pushes, http: &http.Client{Transport: &http.Transport{
+	s := &Sender{ID: id.CollectorID, gateway: f.Pushes, http: &http.Client{Transport: &http.Transport{
 		TLSClientConfig:     &tls.Config{RootCAs: anchors, Certificates: []tls.Certificate{id.Certificate}, MinVersion: tls.VersionTLS13},
-		MaxIdleConnsPerHost: senders + probing,
+		MaxIdleConnsPerHost: f.Connections,
 	}}}
-	return s, s.authenticate(ctx, f.tokens)
+	return s, s.authenticate(ctx, f.Tokens)
 }
 
 // authenticate gets a token. A collector that has just enrolled is not known
 // everywhere at once.
-func (s *sender) authenticate(ctx context.Context, tokens string) error {
+func (s *Sender) authenticate(ctx context.Context, tokens string) error {
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
 		status, text, err := s.post(ctx, tokens+"/api/v1/collectors/token", nil)
 		if err != nil {
@@ -108,7 +112,7 @@ func (s *sender) authenticate(ctx context.Context, tokens string) error {
 	}
 }
 
-func (s *sender) post(ctx context.Context, url string, body []byte) (status int, text []byte, err error) {
+func (s *Sender) post(ctx context.Context, url string, body []byte) (status int, text []byte, err error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
 	if err != nil {
 		return 0, nil, err
@@ -133,41 +137,17 @@ func expect(want, status int, text []byte, answer any) error {
 	return json.Unmarshal(text, answer)
 }
 
-// body appends one push of a batch whose rows are of the time at.
-func (s *sender) body(buf []byte, sh shape, p payload, at time.Time) ([]byte, error) {
-	id, err := uuid.NewV7()
-	if err != nil {
-		return buf, err
-	}
-	const rfc3339 = "2006-01-02T15:04:05.000000Z"
-	buf = append(append(buf, `{"collector_id":"`...), s.id.String()...)
-	buf = append(buf, `","hostname":"bench","version":"bench","timestamp":"`...)
-	buf = time.Now().UTC().AppendFormat(buf, rfc3339)
-	buf = append(append(buf, `","batch_id":"`...), id.String()...)
-	buf = append(append(buf, `","metrics_count":1,"metrics":[{"type":"`...), sh.family...)
-	buf = append(append(buf, `","server":"`...), p.server...)
-	buf = append(buf, `","timestamp":"`...)
-	buf = at.UTC().AppendFormat(buf, rfc3339)
-	buf = append(buf, `","columns":["series"`...)
-	for i := range sh.values {
-		buf = strconv.AppendInt(append(buf, `,"v`...), int64(i), 10)
-		buf = append(buf, '"')
-	}
-	buf = append(append(buf, `],"rows":`...), p.json...)
-	return append(buf, "}]}"...), nil
-}
+// ErrBusy says that the gateway wants the batch again later.
+var ErrBusy = errors.New("the gateway answered 503")
 
-// errBusy says that the gateway wants the batch again later.
-var errBusy = errors.New("the gateway answered 503")
-
-// push sends a body and checks that all of it was taken.
-func (s *sender) push(ctx context.Context, sh shape, body []byte) error {
+// Push sends a body and checks that all of its rows were taken.
+func (s *Sender) Push(ctx context.Context, body []byte, rows int) error {
 	status, text, err := s.post(ctx, s.gateway+"/api/v1/metrics/push", body)
 	if err != nil {
 		return err
 	}
 	if status == http.StatusServiceUnavailable {
-		return fmt.Errorf("%w: %s", errBusy, text)
+		return fmt.Errorf("%w: %s", ErrBusy, text)
 	}
 	var answer struct {
 		Rows int `json:"rows_accepted"`
@@ -175,8 +155,8 @@ func (s *sender) push(ctx context.Context, sh shape, body []byte) error {
 	if err := expect(http.StatusAccepted, status, text, &answer); err != nil {
 		return err
 	}
-	if answer.Rows != sh.rows {
-		return fmt.Errorf("%d of %d rows accepted: %s", answer.Rows, sh.rows, text)
+	if answer.Rows != rows {
+		return fmt.Errorf("%d of %d rows accepted: %s", answer.Rows, rows, text)
 	}
 	return nil
 }

@@ -1,4 +1,5 @@
-package main
+// Package program runs the programs of the system beside the one that uses it.
+package program
 
 import (
 	"bytes"
@@ -20,28 +21,28 @@ import (
 	"pganalytics/pkg/service"
 )
 
-// process is a program of ours that runs.
-type process struct {
+// Process is a program that runs.
+type Process struct {
 	cmd       *exec.Cmd
 	log       string // file
 	endpoints string // file
-	admin     string // address
+	Admin     string // address
 }
 
-// start runs a program that lies beside this one, with its files in dir under
+// Start runs a program that lies beside this one, with its files in dir under
 // the name given.
-func start(dir, name string, db *database, program string, args ...string) (*process, error) {
+func Start(dir, name, databaseURL, program string, args ...string) (*Process, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	admin, err := freeAddress()
+	admin, err := FreeAddress()
 	if err != nil {
 		return nil, err
 	}
-	p := &process{
+	p := &Process{
 		log: filepath.Join(dir, name+".log"), endpoints: filepath.Join(dir, name+".endpoints"),
-		admin: "http://" + admin,
+		Admin: "http://" + admin,
 	}
 	log, err := os.Create(p.log)
 	if err != nil {
@@ -50,7 +51,7 @@ func start(dir, name string, db *database, program string, args ...string) (*pro
 	defer func() { _ = log.Close() }() // the program has its own
 	p.cmd = exec.CommandContext(context.Background(), filepath.Join(filepath.Dir(self), program),
 		append(args, "--log-level", "warn", "--admin-listen", admin, "--endpoints-file", p.endpoints)...)
-	p.cmd.Env = append(os.Environ(), "PGANALYTICS_DATABASE_URL="+db.url())
+	p.cmd.Env = append(os.Environ(), "PGANALYTICS_DATABASE_URL="+databaseURL)
 	p.cmd.Stdout, p.cmd.Stderr = log, log
 	// It must outlive neither this process nor be ended by the terminal's Ctrl-C
 	// before what it serves.
@@ -61,8 +62,8 @@ func start(dir, name string, db *database, program string, args ...string) (*pro
 	return p, nil
 }
 
-// freeAddress returns an address on the loopback that nobody listens on.
-func freeAddress() (string, error) {
+// FreeAddress returns an address on the loopback that nobody listens on.
+func FreeAddress() (string, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return "", err
@@ -70,11 +71,12 @@ func freeAddress() (string, error) {
 	return l.Addr().String(), l.Close()
 }
 
-func (p *process) pid() int { return p.cmd.Process.Pid }
+// PID is its number.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
 
-// ready waits until the process tells where it is found.
-func (p *process) ready(ctx context.Context) (e service.Endpoints, err error) {
-	err = p.await(ctx, "ready", func() error {
+// Ready waits until the process tells where it is found.
+func (p *Process) Ready(ctx context.Context) (e service.Endpoints, err error) {
+	err = p.Await(ctx, "ready", func() error {
 		data, err := os.ReadFile(p.endpoints)
 		if err != nil {
 			return err
@@ -84,21 +86,21 @@ func (p *process) ready(ctx context.Context) (e service.Endpoints, err error) {
 	return e, err
 }
 
-// await tries f until it succeeds, for a minute.
-func (p *process) await(ctx context.Context, what string, f func() error) error {
+// Await tries f until it succeeds, for a minute.
+func (p *Process) Await(ctx context.Context, what string, f func() error) error {
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		err := f()
 		if err == nil {
 			return nil
 		}
 		if ctx.Err() != nil || time.Now().After(deadline) {
-			return fmt.Errorf("%s is not %s: %w\n%s", filepath.Base(p.cmd.Path), what, err, p.tail())
+			return fmt.Errorf("%s is not %s: %w\n%s", filepath.Base(p.cmd.Path), what, err, p.Tail())
 		}
 	}
 }
 
-// tail is the end of what the process has logged.
-func (p *process) tail() []byte {
+// Tail is the end of what the process has logged.
+func (p *Process) Tail() []byte {
 	data, err := os.ReadFile(p.log)
 	if err != nil {
 		return []byte(err.Error())
@@ -106,9 +108,9 @@ func (p *process) tail() []byte {
 	return bytes.TrimSpace(data[max(0, len(data)-2000):])
 }
 
-// metric returns the sum of a metric's series.
-func (p *process) metric(ctx context.Context, name string) (sum float64, err error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, p.admin+"/metrics", nil)
+// Metric returns the sum of a metric's series.
+func (p *Process) Metric(ctx context.Context, name string) (sum float64, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, p.Admin+"/metrics", nil)
 	if err != nil {
 		return 0, err
 	}
@@ -139,15 +141,15 @@ func (p *process) metric(ctx context.Context, name string) (sum float64, err err
 	return sum, nil
 }
 
-// stop ends the processes in good order, all at once.
-func stop(processes ...*process) error {
+// Stop ends the processes in good order, all at once.
+func Stop(processes ...*Process) error {
 	var errs []error
 	for _, p := range processes {
 		errs = append(errs, p.cmd.Process.Signal(syscall.SIGTERM))
 	}
 	for _, p := range processes {
 		if err := p.cmd.Wait(); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w\n%s", filepath.Base(p.cmd.Path), err, p.tail()))
+			errs = append(errs, fmt.Errorf("%s: %w\n%s", filepath.Base(p.cmd.Path), err, p.Tail()))
 		}
 	}
 	return errors.Join(errs...)
