@@ -44,6 +44,12 @@ chaos: go ## Break every part for real and look for what is lost or stored twice
 	@CI=true CHAOS=full exec $(if $(TEST_DATABASE_URL),,$(RUN)) \
 		$(GO) test -race -count=1 -parallel 2 -timeout 30m -v $(TESTFLAGS) ./pkg/internal/chaos
 
+.PHONY: drill
+drill: go ## Lose a database for real, restore a backup, replay, and look up every row. ARGS="-prove": show that it can fail.
+	@mkdir -p bin
+	@$(GO) build $(BUILDFLAGS) -o bin/ ./cmd/pganalytics ./loadtest/drill >&2
+	@exec bin/drill $(ARGS)
+
 .PHONY: bench
 bench: go ## Measure push to commit against a plain COPY. DATABASE_URL: use that TimescaleDB; ARGS: see ARGS=-h.
 	@$(call BENCH,line)
