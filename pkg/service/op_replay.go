@@ -273,10 +273,6 @@ func (op *replayOp) run(ctx context.Context, job *replay.Job, by string) (replay
 	res, err := op.Run(ctx, job)
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 	defer cancel()
-	if errors.Is(context.Cause(ctx), errDatabaseBehind) {
-		job.Next = job.First
-		err = errors.Join(err, op.jobs.Save(end, job))
-	}
 	if err != nil && res.Done == before {
 		return res, err
 	}
