@@ -71,22 +71,26 @@ func (i *Installation) Replay(ctx context.Context, req ReplayRequest, con Replay
 		return plan, res, err
 	}
 	defer op.close()
-	work := func(ctx context.Context) (err error) {
+	begun := false
+	work := func(ctx context.Context) error {
+		begun = true
 		if req.Resume {
 			res, err = op.resume(ctx, req.By)
-			return err
+		} else {
+			plan, res, err = op.begin(ctx, req, con.Agree)
 		}
-		plan, res, err = op.begin(ctx, req, con.Agree)
-		return err
+		return nil // the lock's errors are told apart from ours
 	}
 	for deadline := time.Now().Add(i.Timeout); ; {
 		// An ingester that looks whether there is a gap has it for a moment too.
-		ran, err := op.store.Alone(ctx, work)
+		_, lockErr := op.store.Alone(ctx, work)
 		switch {
-		case err != nil && errors.Is(context.Cause(ctx), errDatabaseBehind):
+		case begun && err != nil && errors.Is(context.Cause(ctx), errDatabaseBehind):
 			return plan, res, errDatabaseBehind
-		case err != nil || ran:
-			return plan, res, err
+		case begun:
+			return plan, res, err // a lock that was lost meanwhile did no harm
+		case lockErr != nil:
+			return plan, res, lockErr
 		case time.Now().After(deadline):
 			return plan, res, ErrAnotherReplay
 		}

@@ -350,6 +350,46 @@ func TestADatabaseThatGoesBackDuringAReplayHasItBeginAnew(t *testing.T) {
 	require.Empty(t, r.holds())
 }
 
+func TestADatabaseThatDiesDuringAReplayIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	cluster := testdb.StartCluster(t)
+	r := newReplayed(t, lineConfig{databaseURL: cluster.URL()})
+	r.stored(60)
+	r.forget(r.sent...)
+	died := false
+	_, res, err := r.replay(service.ReplayRequest{FromSequence: 1, Rate: 100}, service.ReplayConsole{
+		Tell: func(p replay.Progress) {
+			if p.Next > 10 && !p.Planning && !died {
+				died = true
+				cluster.Kill()
+				cluster.Start()
+			}
+		},
+	})
+	require.NoError(t, err)
+	require.True(t, died)
+	require.Zero(t, res.Left)
+	require.Empty(t, r.holds())
+	r.everything()
+}
+
+func TestTwoReplaysNeverRunAtOnce(t *testing.T) {
+	t.Parallel()
+	r := newReplayed(t, lineConfig{})
+	r.stored(10)
+	r.forget(r.sent...)
+	r.Timeout = 3 * time.Second
+	_, _, err := r.replay(service.ReplayRequest{FromSequence: 1}, service.ReplayConsole{
+		Agree: func(replay.Plan) error {
+			_, _, err := r.replay(service.ReplayRequest{FromSequence: 1}, service.ReplayConsole{})
+			require.ErrorIs(t, err, service.ErrAnotherReplay)
+			return nil
+		},
+	})
+	require.NoError(t, err)
+	r.everything()
+}
+
 func TestWhatCannotBeStoredIsBuriedAgainAndItsNeighboursAreStored(t *testing.T) {
 	t.Parallel()
 	r := newReplayed(t, lineConfig{})
