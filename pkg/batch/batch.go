@@ -183,8 +183,20 @@ type Letter struct {
 	Reason      string // a stable word: "batch_differs", "data_error", …
 	Detail      string // for people
 	SQLState    string // empty when the database was not asked
+	Rows        int    // in all sections; 0 when the payload tells none
 	Position    Position
 	Payload     []byte // the original bytes
+}
+
+// FiledLetter is a letter as it lies in the dead letters. Payload is nil where
+// only its head was read.
+type FiledLetter struct {
+	Letter
+	ID       string    // tells it from all others; from the digest, so it is the same however often it is buried
+	Subject  string    // where it lies
+	Sequence uint64    // among the dead letters, in the order of burial
+	BuriedAt time.Time // stream's clock
+	Size     int       // bytes of Payload
 }
 
 // Item is a batch and where it lies on the stream: what a load stores.
