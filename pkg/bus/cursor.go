@@ -28,31 +28,39 @@ type cursor struct {
 	pending   uint64    // messages to come, by the server's last word
 }
 
+// cursor makes a cursor on a stream, over what of says.
+func (b *Bus) cursor(ctx context.Context, stream string, of jetstream.ConsumerConfig) (*cursor, error) {
+	of.Name = "reader-" + uuid.NewString()
+	of.AckPolicy = jetstream.AckNonePolicy
+	of.InactiveThreshold = cursorIdle
+	of.MemoryStorage = true
+	consumer, err := b.js.CreateConsumer(ctx, stream, of)
+	if err != nil {
+		return nil, unavailable("make a reader of "+stream, err)
+	}
+	info := consumer.CachedInfo()
+	return &cursor{
+		consumer: &Consumer{bus: b, next: "$JS.API.CONSUMER.MSG.NEXT." + stream + "." + info.Name},
+		pending:  info.NumPending,
+	}, nil
+}
+
 // open makes a cursor at the next sequence. The stream is looked at after it
 // was made, so a stream that was made anew before is noticed.
 func (r *Reader) open(ctx context.Context) error {
 	ctx, done := r.bus.request(ctx)
 	defer done()
-	b := r.bus
-	consumer, err := b.js.CreateConsumer(ctx, b.names.batches, jetstream.ConsumerConfig{
-		Name:              "reader-" + uuid.NewString(),
-		DeliverPolicy:     jetstream.DeliverByStartSequencePolicy,
-		OptStartSeq:       r.next,
-		AckPolicy:         jetstream.AckNonePolicy,
-		InactiveThreshold: cursorIdle,
-		MemoryStorage:     true,
+	made, err := r.bus.cursor(ctx, r.bus.names.batches, jetstream.ConsumerConfig{
+		DeliverPolicy: jetstream.DeliverByStartSequencePolicy,
+		OptStartSeq:   r.next,
 	})
 	if err != nil {
-		return unavailable("make a reader of "+b.names.batches, err)
+		return err
 	}
 	if _, err := r.stream(ctx); err != nil {
 		return err
 	}
-	info := consumer.CachedInfo()
-	r.cursor = &cursor{
-		consumer: &Consumer{bus: b, next: "$JS.API.CONSUMER.MSG.NEXT." + b.names.batches + "." + info.Name},
-		pending:  info.NumPending,
-	}
+	r.cursor = made
 	return nil
 }
 

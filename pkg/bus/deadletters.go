@@ -34,6 +34,7 @@ const (
 	headerReason      = "Pganalytics-Reason"
 	headerDetail      = "Pganalytics-Detail"
 	headerSQLState    = "Pganalytics-Sqlstate"
+	headerRows        = "Pganalytics-Rows"
 	headerSequence    = "Pganalytics-Stream-Sequence"
 	headerIncarnation = "Pganalytics-Stream-Incarnation"
 	headerDelivered   = "Pganalytics-Delivered"
@@ -149,6 +150,9 @@ func letterHeader(l batch.Letter, now time.Time) nats.Header {
 	set(headerReason, l.Reason)
 	set(headerDetail, l.Detail)
 	set(headerSQLState, l.SQLState)
+	if l.Rows > 0 {
+		set(headerRows, strconv.Itoa(l.Rows))
+	}
 	set(headerSequence, strconv.FormatUint(l.Position.Sequence, 10))
 	set(headerIncarnation, l.Position.Incarnation)
 	set(headerDelivered, strconv.FormatUint(l.Position.Delivered, 10))
@@ -172,6 +176,8 @@ func letterFrom(h nats.Header, payload []byte) batch.Letter {
 	if digest, err := hex.DecodeString(h.Get(headerDigest)); err == nil && len(digest) == len(l.Digest) {
 		copy(l.Digest[:], digest)
 	}
+	l.Rows, _ = strconv.Atoi(h.Get(headerRows))
+	l.Rows = max(0, l.Rows)
 	l.Position.Sequence, _ = strconv.ParseUint(h.Get(headerSequence), 10, 64)
 	l.Position.Delivered, _ = strconv.ParseUint(h.Get(headerDelivered), 10, 64)
 	l.Position.StoredAt, _ = time.Parse(time.RFC3339Nano, h.Get(headerStoredAt))

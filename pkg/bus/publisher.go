@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -34,7 +35,7 @@ func (p *Publisher) Publish(ctx context.Context, b *batch.Batch) (duplicate bool
 	case err != nil:
 		return false, err
 	}
-	ack, err := p.publish(ctx, b, data)
+	ack, err := p.send(ctx, b.CollectorID, data, b.MessageID())
 	if err != nil {
 		e, result := classifyPublish(err)
 		p.observe(result, begin)
@@ -48,15 +49,31 @@ func (p *Publisher) Publish(ctx context.Context, b *batch.Batch) (duplicate bool
 	return ack.Duplicate, nil
 }
 
-func (p *Publisher) publish(ctx context.Context, b *batch.Batch, data []byte) (*jetstream.PubAck, error) {
+func (p *Publisher) send(ctx context.Context, collector uuid.UUID, data []byte, messageID string) (*jetstream.PubAck, error) {
 	ctx, done := p.bus.request(ctx)
 	defer done()
 	return p.bus.js.PublishMsg(ctx,
-		&nats.Msg{Subject: p.bus.names.batch + b.CollectorID.String(), Data: data},
-		jetstream.WithMsgID(b.MessageID()),
+		&nats.Msg{Subject: p.bus.names.batch + collector.String(), Data: data},
+		jetstream.WithMsgID(messageID),
 		// If another stream has taken over the subject, the server refuses.
 		jetstream.WithExpectStream(p.bus.names.batches),
 		jetstream.WithRetryAttempts(0))
+}
+
+// Republish puts a message that was on the stream before onto it again and
+// returns its sequence, after the server has said that it lies on its disk. It
+// is a message of its own: the duplicate window does not hold it for the first
+// one. Errors are fault.Unavailable and leave the outcome open.
+func (p *Publisher) Republish(ctx context.Context, collector uuid.UUID, payload []byte) (sequence uint64, err error) {
+	begin := time.Now()
+	ack, err := p.send(ctx, collector, payload, "again-"+uuid.NewString())
+	if err != nil {
+		e, result := classifyPublish(err)
+		p.observe(result, begin)
+		return 0, fmt.Errorf("publish %d bytes again: %w", len(payload), e)
+	}
+	p.observe(resultStored, begin)
+	return ack.Sequence, nil
 }
 
 func (p *Publisher) observe(r result, begin time.Time) {

@@ -112,20 +112,25 @@ func (r *Reader) deliveries(msgs []*nats.Msg) []batch.Delivery {
 		r.skipTo(meta.Sequence.Stream)
 		r.next++
 		r.bus.metrics.reread.Inc()
-		deliveries = append(deliveries, batch.Delivery{
-			Position: batch.Position{
-				Sequence:    meta.Sequence.Stream,
-				Incarnation: r.incarnation,
-				Delivered:   meta.NumDelivered,
-				StoredAt:    meta.Timestamp.UTC(),
-			},
-			Subject: msg.Subject,
-			Payload: msg.Data,
-			Ack:     func(context.Context) error { return nil },
-			Extend:  func() error { return nil },
-		})
+		deliveries = append(deliveries, readAgain(msg, meta, r.incarnation))
 	}
 	return deliveries
+}
+
+// readAgain is a message that stays where it is.
+func readAgain(msg *nats.Msg, meta *nats.MsgMetadata, incarnation string) batch.Delivery {
+	return batch.Delivery{
+		Position: batch.Position{
+			Sequence:    meta.Sequence.Stream,
+			Incarnation: incarnation,
+			Delivered:   meta.NumDelivered,
+			StoredAt:    meta.Timestamp.UTC(),
+		},
+		Subject: msg.Subject,
+		Payload: msg.Data,
+		Ack:     func(context.Context) error { return nil },
+		Extend:  func() error { return nil },
+	}
 }
 
 // skipTo counts what lies before a sequence as missing.

@@ -217,6 +217,7 @@ func (in *Ingester) bury(ctx context.Context, m *message, reason string, cause e
 	letter := batch.Letter{Reason: reason, Position: m.Position, Payload: m.Payload}
 	if m.batch != nil {
 		letter.CollectorID, letter.BatchID, letter.Digest = m.batch.CollectorID, m.batch.ID, m.batch.Digest
+		letter.Rows = m.batch.Rows()
 	} else {
 		letter.Digest = sha256.Sum256(m.Payload)
 	}
