@@ -87,12 +87,8 @@ func (s *Store) check(section *batch.Section) (*copying, error) {
 	return &copying{family: family, columns: section.Columns}, nil
 }
 
-func (c *copying) statement() string {
+func (c *copying) statement(target string) string {
 	var sql strings.Builder
-	target := quote("metrics", c.family.Name)
-	if c.family.Dimension {
-		target = stage(c.family)
-	}
 	fmt.Fprintf(&sql, "copy %s (time, server_id", target)
 	for _, column := range c.columns {
 		sql.WriteString(", " + quote(column.Name))
@@ -101,16 +97,24 @@ func (c *copying) statement() string {
 	return sql.String()
 }
 
-// run copies the tuples as they are. What the database counted must be what
-// the sections claim, for the ledger keeps the claims.
+// run copies the tuples to where rows of the family are loaded.
 func (c *copying) run(ctx context.Context, ses session) error {
+	if c.family.Dimension {
+		return c.into(ctx, ses, stage(c.family))
+	}
+	return c.into(ctx, ses, quote("metrics", c.family.Name))
+}
+
+// into copies the tuples as they are. What the database counted must be what
+// the sections claim, for the ledger keeps the claims.
+func (c *copying) into(ctx context.Context, ses session, target string) error {
 	// In the order of the index, as far as whole sections can be: with 200
 	// servers in a load that costs the database 8 % less than any order.
 	slices.SortStableFunc(c.sections, func(a, b *batch.Section) int {
 		return cmp.Or(bytes.Compare(a.ServerID[:], b.ServerID[:]), b.MinTime.Compare(a.MinTime))
 	})
 	stream := &tuples{sections: c.sections, rest: batch.CopyHeader}
-	tag, err := ses.PgConn().CopyFrom(ctx, stream, c.statement())
+	tag, err := ses.PgConn().CopyFrom(ctx, stream, c.statement(target))
 	if err != nil {
 		if !ses.IsClosed() && stream.err != nil { // else it may still be read
 			err = stream.err
