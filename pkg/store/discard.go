@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -17,33 +16,23 @@ import (
 // audit beside what it tells of.
 type Witness func(ctx context.Context, conn *pgx.Conn) error
 
-// Entry is a row of the ledger.
-type Entry struct {
-	CollectorID, BatchID uuid.UUID
-	SentAt, StoredAt     time.Time
-	Position             batch.Position // its Sequence and Incarnation alone
-	Digest               [32]byte
-	Rows                 int64
-	Discarded            string // why the batch was given up; empty when it is stored
-}
-
-const readEntries = `
+const readRows = `
 select collector_id, batch_id, sent_at, stored_at, stream_seq, stream_incarnation, digest, row_count, coalesce(discarded, '')
 from ingest.batch where collector_id = $1 and batch_id = $2 order by sent_at`
 
-// Entries returns what the ledger has under a batch's id; that is one row
+// LedgerRows returns what the ledger has under a batch's id; that is one row
 // unless a sender used the id with several times. It reads an index of the
 // whole ledger.
-func (s *Store) Entries(ctx context.Context, collector, id uuid.UUID) ([]Entry, error) {
-	var entries []Entry
+func (s *Store) LedgerRows(ctx context.Context, collector, id uuid.UUID) ([]batch.LedgerRow, error) {
+	var found []batch.LedgerRow
 	err := s.session(ctx, func(ses session) error {
-		rows, err := ses.Query(ctx, readEntries, collector, id)
+		rows, err := ses.Query(ctx, readRows, collector, id)
 		if err != nil {
 			return ses.failed("read the ledger", err)
 		}
-		entries, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (e Entry, err error) {
+		found, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (e batch.LedgerRow, err error) {
 			var sum []byte
-			err = row.Scan(&e.CollectorID, &e.BatchID, &e.SentAt, &e.StoredAt, &e.Position.Sequence, &e.Position.Incarnation, &sum, &e.Rows, &e.Discarded)
+			err = row.Scan(&e.CollectorID, &e.BatchID, &e.SentAt, &e.StoredAt, &e.Sequence, &e.Incarnation, &sum, &e.Rows, &e.Discarded)
 			if err == nil {
 				e.SentAt, e.StoredAt, e.Digest = e.SentAt.UTC(), e.StoredAt.UTC(), digest(sum)
 			}
@@ -54,7 +43,7 @@ func (s *Store) Entries(ctx context.Context, collector, id uuid.UUID) ([]Entry, 
 	if err != nil {
 		return nil, fmt.Errorf("look up batch %s: %w", id, err)
 	}
-	return entries, nil
+	return found, nil
 }
 
 // enterDiscarded is enterLedger for one batch of which nothing is stored.
@@ -104,16 +93,11 @@ func (s *Store) Discard(ctx context.Context, it batch.Item, reason string, witne
 func whyNot(ctx context.Context, ses session, b *batch.Batch) (batch.Outcome, error) {
 	known := map[key]digest{}
 	floor, err := lookUp(ctx, ses, []key{keyOf(b)}, known)
-	has, there := known[keyOf(b)]
-	switch {
-	case err != nil:
+	if err != nil {
 		return 0, err
-	case there && has == b.Digest:
-		return batch.AlreadyStored, nil
-	case there:
-		return batch.Differs, nil
-	case keyOf(b).time().Before(floor):
-		return batch.BelowFloor, nil
+	}
+	if outcome := standing(keyOf(b), b.Digest, known, floor); outcome != 0 {
+		return outcome, nil
 	}
 	return 0, fault.Wrap(fault.Contended, errors.New("its ledger row was there and is gone"))
 }

@@ -208,6 +208,23 @@ func lookUp(ctx context.Context, ses session, keys []key, known map[key]digest) 
 // stored. One that the ledger can no longer tell about, see BelowFloor, does
 // not count as missing. Errors are classified like those of Load.
 func (s *Store) Missing(ctx context.Context, items []batch.Item) ([]int, error) {
+	known, err := s.Known(ctx, items)
+	if err != nil {
+		return nil, err
+	}
+	var missing []int
+	for i, outcome := range known {
+		if outcome == 0 {
+			missing = append(missing, i)
+		}
+	}
+	return missing, nil
+}
+
+// Known returns what a load would find of each batch: AlreadyStored, Differs or
+// BelowFloor, and 0 for one that is missing. Errors are classified like those
+// of Load.
+func (s *Store) Known(ctx context.Context, items []batch.Item) ([]batch.Outcome, error) {
 	if len(items) == 0 {
 		return nil, nil
 	}
@@ -224,11 +241,23 @@ func (s *Store) Missing(ctx context.Context, items []batch.Item) ([]int, error) 
 	if err != nil {
 		return nil, fmt.Errorf("look for %d batches: %w", len(items), err)
 	}
-	var missing []int
+	outcomes := make([]batch.Outcome, len(items))
 	for i, k := range keys {
-		if _, there := known[k]; !there && !k.time().Before(floor) {
-			missing = append(missing, i)
-		}
+		outcomes[i] = standing(k, items[i].Digest, known, floor)
 	}
-	return missing, nil
+	return outcomes, nil
+}
+
+// standing tells what the ledger knows of a batch; 0 when it is missing.
+func standing(k key, sum digest, known map[key]digest, floor time.Time) batch.Outcome {
+	has, there := known[k]
+	switch {
+	case there && has == sum:
+		return batch.AlreadyStored
+	case there:
+		return batch.Differs
+	case k.time().Before(floor):
+		return batch.BelowFloor
+	}
+	return 0
 }

@@ -16,26 +16,13 @@ import (
 	"pganalytics/pkg/fault"
 )
 
-// Holdings is what the tables have of one batch.
-type Holdings struct {
-	Families []FamilyHoldings
-}
-
-// FamilyHoldings is what a table has of a batch's rows.
-type FamilyHoldings struct {
-	Family    string
-	Rows      int64 // in the batch
-	Found     int64 // rows in the table that equal one of them, in every column
-	Dimension bool  // then they are nobody's own, and Found is 0
-}
-
 // errOnlyLooked ends a transaction that only looked.
 var errOnlyLooked = errors.New("only looked")
 
 // Holdings counts what the tables have of a batch's rows, which must be
 // expanded. Errors are classified like those of Load.
-func (s *Store) Holdings(ctx context.Context, b *batch.Batch) (Holdings, error) {
-	var h Holdings
+func (s *Store) Holdings(ctx context.Context, b *batch.Batch) ([]batch.Holding, error) {
+	var h []batch.Holding
 	err := s.operate(ctx, snapshot, func(ses session) (err error) {
 		if h, err = s.match(ctx, ses, b, countEqual); err != nil {
 			return err
@@ -43,7 +30,7 @@ func (s *Store) Holdings(ctx context.Context, b *batch.Batch) (Holdings, error) 
 		return errOnlyLooked // the staged rows go
 	})
 	if !errors.Is(err, errOnlyLooked) {
-		return h, fmt.Errorf("count the rows of batch %s: %w", b.ID, err)
+		return nil, fmt.Errorf("count the rows of batch %s: %w", b.ID, err)
 	}
 	return h, nil
 }
@@ -59,8 +46,8 @@ const snapshot = "begin isolation level repeatable read"
 // cannot be told which rows are the batch's alone, nothing is changed and the
 // error is fault.Conflict; fault.NotFound when the batch is not stored. Other
 // errors are classified like those of Load.
-func (s *Store) Remove(ctx context.Context, b *batch.Batch, discard string, witness Witness) (Holdings, error) {
-	var h Holdings
+func (s *Store) Remove(ctx context.Context, b *batch.Batch, discard string, witness Witness) ([]batch.Holding, error) {
+	var h []batch.Holding
 	err := s.operate(ctx, snapshot, func(ses session) error {
 		discarded, err := lockEntry(ctx, ses, b)
 		if err != nil {
@@ -73,7 +60,7 @@ func (s *Store) Remove(ctx context.Context, b *batch.Batch, discard string, witn
 			if h, err = s.match(ctx, ses, b, deleteEqual); err != nil {
 				return err
 			}
-			if err := h.exact(); err != nil {
+			if err := exact(h); err != nil {
 				return err
 			}
 		}
@@ -83,14 +70,14 @@ func (s *Store) Remove(ctx context.Context, b *batch.Batch, discard string, witn
 		return ses.failed("write down who did it", witness(ctx, ses.Conn))
 	})
 	if err != nil {
-		return h, fmt.Errorf("remove batch %s: %w", b.ID, err)
+		return nil, fmt.Errorf("remove batch %s: %w", b.ID, err)
 	}
 	return h, nil
 }
 
 // exact errs unless every row of the batch was found once.
-func (h Holdings) exact() error {
-	for _, f := range h.Families {
+func exact(h []batch.Holding) error {
+	for _, f := range h {
 		if !f.Dimension && f.Found != f.Rows {
 			return conflict("the table of %s has %d rows that equal one of the batch's %d: it cannot be told which are the batch's own", f.Family, f.Found, f.Rows)
 		}
@@ -139,33 +126,26 @@ const (
 // match stages the batch's rows beside each table and runs the statement on
 // the rows there that equal one of them. A column that the batch does not have
 // is null in its rows.
-func (s *Store) match(ctx context.Context, ses session, b *batch.Batch, statement string) (Holdings, error) {
-	copies, err := s.arrange([]batch.Item{{Batch: b}})
+func (s *Store) match(ctx context.Context, ses session, b *batch.Batch, statement string) ([]batch.Holding, error) {
+	copies, err := s.arrange(append([]batch.Item(nil), batch.Item{Batch: b}))
 	if err != nil {
-		return Holdings{}, err
+		return nil, err
 	}
-	found := map[string]*FamilyHoldings{}
-	var order []string
+	var h []batch.Holding // copies of one family follow each other
 	for i, c := range copies {
-		f := found[c.family.Name]
-		if f == nil {
-			f = &FamilyHoldings{Family: c.family.Name, Dimension: c.family.Dimension}
-			found[c.family.Name] = f
-			order = append(order, c.family.Name)
+		if n := len(h); n == 0 || h[n-1].Family != c.family.Name {
+			h = append(h, batch.Holding{Family: c.family.Name, Dimension: c.family.Dimension})
 		}
+		f := &h[len(h)-1]
 		f.Rows += int64(c.rows)
 		if c.family.Dimension {
 			continue
 		}
 		n, err := c.match(ctx, ses, fmt.Sprintf("batch_%d", i), statement)
 		if err != nil {
-			return Holdings{}, err
+			return nil, err
 		}
 		f.Found += n
-	}
-	var h Holdings
-	for _, name := range order {
-		h.Families = append(h.Families, *found[name])
 	}
 	return h, nil
 }

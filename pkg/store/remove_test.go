@@ -13,7 +13,6 @@ import (
 	"pganalytics/pkg/batch"
 	"pganalytics/pkg/catalogue"
 	"pganalytics/pkg/fault"
-	"pganalytics/pkg/store"
 )
 
 // silent is a witness that has nothing to tell.
@@ -44,13 +43,13 @@ func TestADiscardedBatchIsNeverLoaded(t *testing.T) {
 	missing, err := f.store.Missing(t.Context(), []batch.Item{it})
 	require.NoError(t, err)
 	require.Empty(t, missing, "a replay leaves it out")
-	entries, err := f.store.Entries(t.Context(), it.CollectorID, it.ID)
+	entries, err := f.store.LedgerRows(t.Context(), it.CollectorID, it.ID)
 	require.NoError(t, err)
 	require.Len(t, entries, 1)
 	e := entries[0]
 	e.StoredAt = time.Time{}
-	require.Equal(t, store.Entry{
-		CollectorID: it.CollectorID, BatchID: it.ID, SentAt: now, Position: batch.Position{Sequence: 7, Incarnation: "first"},
+	require.Equal(t, batch.LedgerRow{
+		CollectorID: it.CollectorID, BatchID: it.ID, SentAt: now, Sequence: 7, Incarnation: "first",
 		Digest: it.Digest, Discarded: "of no use",
 	}, e)
 }
@@ -113,9 +112,9 @@ func TestARemovedBatchLeavesAllOthersAndCanBeLoadedAgain(t *testing.T) {
 
 	removed, err := f.store.Remove(t.Context(), wrong.Batch, "", silent)
 	require.NoError(t, err)
-	require.Equal(t, store.Holdings{Families: []store.FamilyHoldings{
+	require.Equal(t, []batch.Holding{
 		{Family: "keyed", Rows: 2, Found: 2}, {Family: "narrow", Rows: 5, Found: 5}, {Family: "texts", Rows: 1, Dimension: true},
-	}}, removed)
+	}, removed)
 	require.Equal(t, holdings, removed)
 	require.Equal(t, [2]int{3, 10}, f.counts())
 	require.Equal(t, 2, ask[int](f, "select count(*) from metrics.keyed where name in ('c', 'd')"))
@@ -202,6 +201,6 @@ func TestRowsThatAreAllAlikeAreRemovedTogether(t *testing.T) {
 	f.load(it)
 	removed, err := f.store.Remove(t.Context(), it.Batch, "", silent)
 	require.NoError(t, err)
-	require.EqualValues(t, 2, removed.Families[0].Found)
+	require.EqualValues(t, 2, removed[0].Found)
 	require.Equal(t, [2]int{0, 0}, f.counts())
 }
