@@ -120,8 +120,13 @@ const insertAudit = `
 insert into identity.audit (at, actor, action, resource_type, resource_id, result, source_ip, changes)
 values ($1, $2, $3, $4, $5, $6, $7, $8)`
 
+// transaction is one of this package, or of another that takes a witness.
+type transaction interface {
+	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
+}
+
 // audit writes the row in the transaction of the act.
-func audit(ctx context.Context, tx pgx.Tx, a act) error {
+func audit(ctx context.Context, tx transaction, a act) error {
 	changes, err := json.Marshal(a.changes)
 	if err != nil {
 		return fmt.Errorf("encode audit: %w", err)
