@@ -41,6 +41,8 @@ import (
 type town struct {
 	t         *testing.T
 	endpoints []Endpoints
+	nats      string // URL of the stream, if it has processes of its own
+	database  string // URL
 	store     *pgstore.Store
 	bus       *bus.Bus
 	signer    *identity.Signer
@@ -128,12 +130,14 @@ func splitTown(t *testing.T) *town {
 	gateway := start(t, func(ctx context.Context, onReady func(Endpoints)) error {
 		return RunGateway(ctx, gatewayCfg.Gateway, io.Discard, onReady)
 	})
-	return newTown(t, pki, database, b, auth, gateway)
+	n := newTown(t, pki, database, b, auth, gateway)
+	n.nats = nats.URL()
+	return n
 }
 
 func newTown(t *testing.T, pki, database string, b *bus.Bus, endpoints ...Endpoints) *town {
 	t.Helper()
-	n := &town{t: t, endpoints: endpoints, bus: b, users: map[identity.Role]authsvc.User{}, servers: x509.NewCertPool()}
+	n := &town{t: t, endpoints: endpoints, database: database, bus: b, users: map[identity.Role]authsvc.User{}, servers: x509.NewCertPool()}
 	authority, err := ca.Init(ca.Options{Dir: pki, TrustDomain: "pganalytics"})
 	require.NoError(t, err)
 	for _, c := range authority.ServerCAs() {
