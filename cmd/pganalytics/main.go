@@ -14,23 +14,25 @@ import (
 )
 
 type commands struct {
-	Init       initCmd       `cmd:"" help:"Make the authorities' keys and the listeners' certificate."`
-	Migrate    migrateCmd    `cmd:"" help:"Bring database and streams up to date."`
-	Serve      serveCmd      `cmd:"" help:"Run all services in one process, with the stream in it."`
-	Status     statusCmd     `cmd:"" help:"Show what the stream and the store hold."`
-	Query      queryCmd      `cmd:"" help:"Run one reading SQL statement on the stored metrics."`
-	Replay     replayCmd     `cmd:"" help:"Store again what the database lacks of the stream, after a restore or a failover."`
-	CA         caCmd         `cmd:"" name:"ca" help:"Show and replace the authorities and the signing key."`
-	Collectors collectorsCmd `cmd:"" help:"Work with collectors."`
-	Login      loginCmd      `cmd:"" help:"Log in, for the commands that act as a user."`
-	Logout     logoutCmd     `cmd:"" help:"End the session."`
-	Whoami     whoamiCmd     `cmd:"" help:"Tell whose session it is."`
-	Password   passwordCmd   `cmd:"" help:"Change the own password."`
-	Users      usersCmd      `cmd:"" help:"Work with users."`
-	Tokens     tokensCmd     `cmd:"" help:"Work with API tokens."`
-	Audit      auditCmd      `cmd:"" help:"Show who did what."`
-	Demo       demoCmd       `cmd:"" help:"Run the whole system on this host, with a collector that watches its own database."`
-	Version    versionCmd    `cmd:"" help:"Show which build this is."`
+	Init        initCmd        `cmd:"" help:"Make the authorities' keys and the listeners' certificate."`
+	Migrate     migrateCmd     `cmd:"" help:"Bring database and streams up to date."`
+	Serve       serveCmd       `cmd:"" help:"Run all services in one process, with the stream in it."`
+	Status      statusCmd      `cmd:"" help:"Show what the stream and the store hold."`
+	Query       queryCmd       `cmd:"" help:"Run one reading SQL statement on the stored metrics."`
+	Replay      replayCmd      `cmd:"" help:"Store again what the database lacks of the stream, after a restore or a failover."`
+	Deadletters deadlettersCmd `cmd:"" help:"Work with the batches that could not be stored."`
+	Batch       batchCmd       `cmd:"" help:"Find one batch, and take one out that was stored."`
+	CA          caCmd          `cmd:"" name:"ca" help:"Show and replace the authorities and the signing key."`
+	Collectors  collectorsCmd  `cmd:"" help:"Work with collectors."`
+	Login       loginCmd       `cmd:"" help:"Log in, for the commands that act as a user."`
+	Logout      logoutCmd      `cmd:"" help:"End the session."`
+	Whoami      whoamiCmd      `cmd:"" help:"Tell whose session it is."`
+	Password    passwordCmd    `cmd:"" help:"Change the own password."`
+	Users       usersCmd       `cmd:"" help:"Work with users."`
+	Tokens      tokensCmd      `cmd:"" help:"Work with API tokens."`
+	Audit       auditCmd       `cmd:"" help:"Show who did what."`
+	Demo        demoCmd        `cmd:"" help:"Run the whole system on this host, with a collector that watches its own database."`
+	Version     versionCmd     `cmd:"" help:"Show which build this is."`
 }
 
 // console is what a command may use of the outside.
@@ -39,11 +41,18 @@ type console struct {
 	stdout, stderr io.Writer
 }
 
+// errPartial ends a command that has said itself what it found or left undone.
+var errPartial = found{errors.New("not all is done")}
+
 func main() {
-	if err := run(context.Background(), os.Args[1:], os.Stdout, os.Stderr); err != nil {
-		fmt.Fprintln(os.Stderr, "pganalytics:", err)
-		os.Exit(exitCode(err))
+	err := run(context.Background(), os.Args[1:], os.Stdout, os.Stderr)
+	if err == nil {
+		return
 	}
+	if !errors.Is(err, errPartial) {
+		fmt.Fprintln(os.Stderr, "pganalytics:", err)
+	}
+	os.Exit(exitCode(err))
 }
 
 // found is the error of a command that did its work and must tell scripts of

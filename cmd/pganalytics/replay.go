@@ -182,7 +182,7 @@ func amount(c replay.Counts) string {
 }
 
 // count writes a number with what it counts.
-func count(n uint64, what string) string {
+func count[N int | int64 | uint64](n N, what string) string {
 	switch {
 	case n == 1:
 		return "1 " + what
