@@ -89,6 +89,9 @@ func TestDeployedServicesHaveTheRightsTheyNeedAndNoMore(t *testing.T) {
 	newest, _, err := ingester.Newest(ctx, 2)
 	require.NoError(t, err)
 	require.Equal(t, []uint64{2, 3}, sequences(ingester.rest(newest, 2, room)))
+	head := initial.heads(nil, 0, time.Time{})[0]
+	letter, err := initial.DeadLetters().Get(ctx, head.ID)
+	require.NoError(t, err)
 	quarantine := gateway.Quarantine(1)
 	require.NoError(t, quarantine.look(ctx))
 	require.True(t, quarantine.Quarantined(uuid.Nil))
@@ -119,6 +122,12 @@ func TestDeployedServicesHaveTheRightsTheyNeedAndNoMore(t *testing.T) {
 			_, err := thief.Fetch(ctx, 1, room, time.Millisecond)
 			return err
 		},
+		"init fetches": func(ctx context.Context) error {
+			_, err := (&Consumer{bus: initial.Bus, next: thief.next}).Fetch(ctx, 1, room, time.Millisecond)
+			return err
+		},
+		"gateway deletes a letter":   func(ctx context.Context) error { return gateway.DeadLetters().Delete(ctx, letter) },
+		"ingester deletes a letter":  func(ctx context.Context) error { return ingester.DeadLetters().Delete(ctx, letter) },
 		"gateway purges":             func(ctx context.Context) error { return batches.Purge(ctx) },
 		"gateway deletes a message":  func(ctx context.Context) error { return batches.DeleteMsg(ctx, 4) },
 		"gateway deletes the stream": func(ctx context.Context) error { return gateway.js.DeleteStream(ctx, "BATCHES") },
@@ -188,10 +197,21 @@ func TestDeployedServicesHaveTheRightsTheyNeedAndNoMore(t *testing.T) {
 	require.Error(t, err, "gateway listens to the ingester's answers")
 	require.ErrorContains(t, gateway.nc.LastError(), "_INBOX.ingester")
 
+	require.NoError(t, initial.DeadLetters().Delete(ctx, letter))
+	require.Empty(t, initial.heads(&letter.CollectorID, 0, time.Time{}))
+	again := newBatch(10)
+	payload, err := again.Marshal()
+	require.NoError(t, err)
+	_, err = initial.Publisher().Republish(ctx, again.CollectorID, payload)
+	require.NoError(t, err)
+	found := 0
+	require.NoError(t, initial.OfCollector(ctx, again.CollectorID, time.Now().Add(-time.Hour), func(batch.Delivery) error { found++; return nil }))
+	require.Equal(t, 1, found)
+
 	s := authsvc.status()
-	require.EqualValues(t, 1, s.Messages)
-	require.EqualValues(t, 1, s.Pending)
-	require.EqualValues(t, 1, s.DeadLetters)
+	require.EqualValues(t, 2, s.Messages)
+	require.EqualValues(t, 2, s.Pending)
+	require.Zero(t, s.DeadLetters)
 	require.NoError(t, gateway.Guard(ctx))
 	value, err = authsvc.IdentityBucket().Get(ctx, "collector.1")
 	require.NoError(t, err)

@@ -124,16 +124,18 @@ func TestAMessagePublishedAgainIsAnotherMessage(t *testing.T) {
 	require.NoError(t, err)
 	payload, err := b.Marshal()
 	require.NoError(t, err)
-	sequence, err := w.Publisher().Republish(t.Context(), b.CollectorID, payload)
-	require.NoError(t, err)
-	require.EqualValues(t, 3, sequence, "the duplicate window does not hold it back")
+	for _, want := range []uint64{3, 4} {
+		sequence, err := w.Publisher().Republish(t.Context(), b.CollectorID, payload)
+		require.NoError(t, err)
+		require.Equal(t, want, sequence, "the duplicate window does not hold it back")
+	}
 	var found []uint64
 	require.NoError(t, w.OfCollector(t.Context(), b.CollectorID, begin, func(d batch.Delivery) error {
 		require.Equal(t, payload, d.Payload)
 		found = append(found, d.Sequence)
 		return nil
 	}))
-	require.Equal(t, []uint64{1, 3}, found)
+	require.Equal(t, []uint64{1, 3, 4}, found)
 	require.NoError(t, w.OfCollector(t.Context(), uuid.New(), begin, func(batch.Delivery) error { return errors.New("not of it") }))
 }
 
