@@ -132,6 +132,11 @@ func TestALetterWhoseIDAnotherBatchHasIsNotPublished(t *testing.T) {
 	require.Equal(t, map[string]repair.End{l.ID: repair.Differs, u.ID: repair.Undecodable}, r.retry(time.Minute, l, u))
 	require.EqualValues(t, 1, r.status().LastSequence)
 	require.Len(t, r.letters(), 2)
+	_, err := r.Remove(t.Context(), collector, id, "") // then it is this one's turn
+	require.NoError(t, err)
+	require.Equal(t, map[string]repair.End{l.ID: repair.Stored}, r.retry(time.Minute, l))
+	require.Equal(t, 10, r.number("select count(*) from metrics.probe where value = 'second'"))
+	require.Equal(t, 10, r.rows())
 }
 
 func TestADiscardedBatchIsNotStoredWhoeverDeliversIt(t *testing.T) {
