@@ -15,11 +15,6 @@ import (
 
 var errNotAgreed = errors.New("nothing was done")
 
-// confirming is the flag of every command that cannot be taken back.
-type confirming struct {
-	Yes bool `env:"-" help:"Do not ask. Without a terminal nothing is done unless it is given."`
-}
-
 // confirm asks at the terminal whether to go on. Where there is none it errs
 // unless yes says so.
 func confirm(con console, yes bool, question string) error {

@@ -128,7 +128,7 @@ func printHoldings(w io.Writer, holdings []batch.Holding) {
 type batchRemoveCmd struct {
 	oneBatch
 	Discard string `env:"-" placeholder:"REASON" help:"Give the batch up for good, with this reason: no replay stores it again."`
-	confirming
+	Yes     bool   `env:"-" help:"Do not ask. Without a terminal nothing is done unless it is given."`
 	formatted
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/google/uuid"
 
 	"pganalytics/pkg/batch"
+	"pganalytics/pkg/catalogue"
 	"pganalytics/pkg/replay/repair"
 	"pganalytics/pkg/service"
 )
@@ -199,7 +200,7 @@ func (c *lettersShowCmd) Run(con console) error {
 	if err != nil {
 		return err
 	}
-	s := shownLetter{letter: letterOf(found.FiledLetter), Faults: found.Faults}
+	s := shownLetter{letter: letterOf(found.FiledLetter), Faults: append([]repair.Fault{}, found.Faults...), Sections: []shownSection{}}
 	if b := found.Batch; b != nil {
 		s.SentAt, s.Received, s.Epoch, s.Number = b.SentAt, b.ReceivedAt, b.Epoch, b.Sequence
 	}
@@ -245,27 +246,34 @@ func (s shownLetter) numbered() string {
 func (s shownLetter) place(f repair.Fault) string {
 	place := ""
 	if f.Section >= 0 {
-		place = s.Sections[f.Section].Family + " of " + s.Sections[f.Section].Server + ", "
+		place = printable(s.Sections[f.Section].Family) + " of " + printable(s.Sections[f.Section].Server) + ", "
 	}
 	if f.Row >= 0 {
 		place += fmt.Sprintf("row %d, ", f.Row+1)
 	}
 	if f.Column != "" {
-		place += f.Column + " "
+		place += printable(f.Column) + " "
 	}
 	return place
 }
 
+// printable keeps what a sender made up from steering the terminal.
+func printable(s string) string { return batch.ValueText(catalogue.Text, []byte(s)) }
+
 // printSection prints rows as a table, the values at fault marked.
 func (s shownLetter) printSection(out io.Writer, i int) error {
 	section := s.Sections[i]
-	fmt.Fprintf(out, "\n%s of %s (%s): %s\n", section.Family, section.Server, section.ServerID, count(section.Rows, "row"))
+	fmt.Fprintf(out, "\n%s of %s (%s): %s\n", printable(section.Family), printable(section.Server), section.ServerID, count(section.Rows, "row"))
 	faulty := map[[2]any]bool{}
 	for _, f := range s.Faults {
 		faulty[[2]any{f.Row, f.Column}] = f.Section == i || faulty[[2]any{f.Row, f.Column}]
 	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, strings.Join(section.Columns, "\t"))
+	heading := make([]string, len(section.Columns))
+	for c, name := range section.Columns {
+		heading[c] = printable(name)
+	}
+	fmt.Fprintln(w, strings.Join(heading, "\t"))
 	for row, values := range section.Values {
 		cells := make([]string, len(values))
 		for c, v := range values {

@@ -59,7 +59,7 @@ type lettersDiscardCmd struct {
 	lettersChosen
 	Reason      string `env:"-" required:"" help:"Why; it is kept in the ledger and the audit."`
 	Undecodable bool   `env:"-" help:"Also delete letters that cannot be decoded. They have no place in the ledger: the audit keeps the digest of their bytes."`
-	confirming
+	Yes         bool   `env:"-" help:"Do not ask. Without a terminal nothing is done unless it is given."`
 	formatted
 }
 

@@ -2,6 +2,8 @@ package main
 
 import (
 	"bytes"
+	"context"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"pganalytics/pkg/batch"
+	"pganalytics/pkg/catalogue"
 	"pganalytics/pkg/replay/repair"
 )
 
@@ -82,4 +85,31 @@ func TestTheTextOfABatchIsGolden(t *testing.T) {
 	require.NoError(t, printRemoved(&out, tables, false))
 	require.NoError(t, printRemoved(&out, tables, true))
 	golden(t, "batch.txt", out.Bytes())
+}
+
+func TestWhatASenderMadeUpDoesNotSteerTheTerminal(t *testing.T) {
+	t.Parallel()
+	evil := "\x1b[2J\u202e\n"
+	value := batch.ValueText(catalogue.Text, []byte(evil))
+	var out bytes.Buffer
+	s := shownLetter{
+		Faults:   []repair.Fault{{Section: 0, Row: 0, Column: evil, Why: "is unknown"}},
+		Sections: []shownSection{{Family: evil, Server: evil, Columns: []string{evil}, Rows: 1, Values: [][]*string{{&value}}}},
+	}
+	require.NoError(t, s.print(&out))
+	require.NotContains(t, out.String(), "\x1b")
+	require.NotContains(t, out.String(), "\u202e")
+}
+
+func TestOnlyYesIsYes(t *testing.T) {
+	t.Parallel()
+	for answer, agreed := range map[string]bool{"y\n": true, "YES\n": true, "n\n": false, "\n": false, "": false, "yesterday\n": false} {
+		err := ask(console{ctx: t.Context(), stderr: io.Discard}, strings.NewReader(answer), "go on?")
+		require.Equal(t, agreed, err == nil, "%q", answer)
+	}
+	interrupted, stop := context.WithCancel(t.Context())
+	stop()
+	silent, end := io.Pipe()
+	defer func() { _ = end.Close() }()
+	require.ErrorIs(t, ask(console{ctx: interrupted, stderr: io.Discard}, silent, "go on?"), errNotAgreed)
 }
