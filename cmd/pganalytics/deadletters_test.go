@@ -2,8 +2,6 @@ package main
 
 import (
 	"bytes"
-	"context"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -99,17 +97,4 @@ func TestWhatASenderMadeUpDoesNotSteerTheTerminal(t *testing.T) {
 	require.NoError(t, s.print(&out))
 	require.NotContains(t, out.String(), "\x1b")
 	require.NotContains(t, out.String(), "\u202e")
-}
-
-func TestOnlyYesIsYes(t *testing.T) {
-	t.Parallel()
-	for answer, agreed := range map[string]bool{"y\n": true, "YES\n": true, "n\n": false, "\n": false, "": false, "yesterday\n": false} {
-		err := ask(console{ctx: t.Context(), stderr: io.Discard}, strings.NewReader(answer), "go on?")
-		require.Equal(t, agreed, err == nil, "%q", answer)
-	}
-	interrupted, stop := context.WithCancel(t.Context())
-	stop()
-	silent, end := io.Pipe()
-	defer func() { _ = end.Close() }()
-	require.ErrorIs(t, ask(console{ctx: interrupted, stderr: io.Discard}, silent, "go on?"), errNotAgreed)
 }

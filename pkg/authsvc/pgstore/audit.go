@@ -40,17 +40,6 @@ limit $8 offset $9`, append(args, q.Size, q.Offset())...)
 	return found, total, classify("list audit", err)
 }
 
-// Record writes down an act that is done elsewhere. The id is the database's,
-// and changes are JSON.
-func (s *Store) Record(ctx context.Context, e authsvc.AuditEntry) error {
-	return s.inTx(ctx, "audit "+e.Action, func(tx pgx.Tx) error {
-		return audit(ctx, tx, act{
-			at: e.At, actor: e.Actor, action: e.Action, result: e.Result,
-			resourceType: e.ResourceType, resourceID: e.ResourceID, source: e.Source, changes: e.Changes,
-		})
-	})
-}
-
 // Refused writes down what was refused, folded.
 func (s *Store) Refused(ctx context.Context, refusals []authsvc.Refusal) error {
 	return s.inTx(ctx, "audit refusals", func(tx pgx.Tx) error {
