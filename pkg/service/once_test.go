@@ -173,6 +173,7 @@ func TestPoisonedBatchIsADeadLetterOnceAndItsNeighboursAreStored(t *testing.T) {
 	require.Len(t, letters, 1)
 	require.Equal(t, "data_error", letters[0].Reason)
 	require.Equal(t, bad.ID, letters[0].BatchID)
+	require.Equal(t, 10, letters[0].Rows)
 	require.NotEmpty(t, letters[0].SQLState)
 }
 
