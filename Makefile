@@ -66,6 +66,10 @@ bench-fresh: go ## Measure how soon rows are visible, and pushes against bare pu
 bench-skip: go ## Measure what batches cost that are stored already.
 	@$(call BENCH,skip)
 
+.PHONY: bench-replay
+bench-replay: go ## Measure a replay against live batches.
+	@$(call BENCH,replay)
+
 .PHONY: bench-memory
 bench-memory: go ## Measure the memory of gateway and ingester with 500 collectors.
 	@$(call BENCH,memory)

@@ -6,6 +6,7 @@
 //	drain   a backlog on the stream: its size, size of batches, loaders, ingesters
 //	fresh   202 to the row being visible, and a push against a bare publish
 //	skip    batches that are stored already
+//	replay  pganalytics replay against live batches
 //	memory  gateway and ingester as processes of their own, 500 collectors
 package main
 
@@ -39,6 +40,7 @@ var modes = []mode{
 	{"drain", benchDrain},
 	{"fresh", benchFresh},
 	{"skip", benchSkip},
+	{"replay", benchReplay},
 	{"memory", benchMemory},
 }
 
@@ -53,7 +55,7 @@ func main() {
 
 func run(ctx context.Context, args []string) error {
 	var o options
-	flags := flag.NewFlagSet("bench line|drain|fresh|skip|memory", flag.ContinueOnError)
+	flags := flag.NewFlagSet("bench line|drain|fresh|skip|replay|memory", flag.ContinueOnError)
 	flags.IntVar(&o.runs, "runs", 5, "measured runs of each kind")
 	flags.Float64Var(&o.scale, "scale", 1, "share of the rows or seconds of a full run")
 	flags.BoolVar(&o.gate, "gate", false, "fail when a figure misses its gate")

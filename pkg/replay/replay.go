@@ -150,8 +150,8 @@ type Result struct {
 	Left int    `json:"left"` // batches that another try may store
 	Gone []Jump `json:"gone"` // what had left the stream, the first few ranges
 	// Filled says that the database lacks nothing more of the gap that was held.
-	Filled  bool          `json:"filled"`
-	Elapsed time.Duration `json:"-"`
+	Filled  bool    `json:"filled"`
+	Seconds float64 `json:"seconds"` // of this run, without the plan
 }
 
 // Replayer works on jobs, one at a time.

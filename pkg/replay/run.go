@@ -49,7 +49,7 @@ func (r *Replayer) Run(ctx context.Context, job *Job) (Result, error) {
 	if err == nil && res.Left == 0 {
 		res.Filled, err = r.finish(ctx, job)
 	}
-	res.Job, res.Elapsed = *job, time.Since(begin)
+	res.Job, res.Seconds = *job, time.Since(begin).Seconds()
 	return res, err
 }
 

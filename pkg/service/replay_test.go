@@ -373,6 +373,31 @@ func TestADatabaseThatDiesDuringAReplayIsWaitedFor(t *testing.T) {
 	r.everything()
 }
 
+func TestAStreamThatGoesAwayDuringAReplayIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	r := newReplayed(t, lineConfig{})
+	r.stored(60)
+	r.forget(r.sent...)
+	away, waited := false, false
+	_, res, err := r.replay(service.ReplayRequest{FromSequence: 1, Rate: 100}, service.ReplayConsole{
+		Tell: func(p replay.Progress) {
+			switch {
+			case p.Next > 10 && !p.Planning && !away:
+				away = true
+				r.nats.Stop()
+			case away && !waited:
+				waited = p.Waiting != ""
+				r.nats.Restart()
+			}
+		},
+	})
+	require.NoError(t, err)
+	require.True(t, waited, "and it tells for what")
+	require.Zero(t, res.Left)
+	r.everything()
+	r.eventually("nothing is held", func() bool { return len(r.holds()) == 0 })
+}
+
 func TestTwoReplaysNeverRunAtOnce(t *testing.T) {
 	t.Parallel()
 	r := newReplayed(t, lineConfig{})
