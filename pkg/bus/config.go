@@ -73,6 +73,10 @@ type Config struct {
 	// messages in a load. Too small and ingesters starve each other.
 	MaxAckPending int
 
+	// AnySettings lets Guard accept any AckWait and MaxAckPending: for a command,
+	// which need not be told what the services were. Defaults to false.
+	AnySettings bool
+
 	// MinPayload is the least max_payload in bytes that the servers must have.
 	// Defaults to 8 MiB. With less, larger batches are refused for good and
 	// their senders give them up.

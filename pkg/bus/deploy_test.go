@@ -92,6 +92,12 @@ func TestDeployedServicesHaveTheRightsTheyNeedAndNoMore(t *testing.T) {
 	head := initial.heads(nil, 0, time.Time{})[0]
 	letter, err := initial.DeadLetters().Get(ctx, head.ID)
 	require.NoError(t, err)
+	overview, err := initial.Overview(ctx)
+	require.NoError(t, err)
+	require.EqualValues(t, 3, overview.Messages)
+	require.Equal(t, []uint64{1, 2, 3}, sequences(initial.rest(initial.reader(1, 3), 2, room)))
+	exported := initial.take(initial.hold("export", 2, 3))
+	require.NoError(t, initial.Holds().Release(ctx, exported))
 	quarantine := gateway.Quarantine(1)
 	require.NoError(t, quarantine.look(ctx))
 	require.True(t, quarantine.Quarantined(uuid.Nil))

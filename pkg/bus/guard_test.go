@@ -128,3 +128,25 @@ func TestEnsureStreamsRaisesLimitsAndLowersNone(t *testing.T) {
 	require.Equal(t, larger.BatchesMaxBytes, w.status().MaxBytes)
 	require.NoError(t, w.Guard(t.Context()))
 }
+
+// A command knows no more than the address; what would lose batches it sees all
+// the same.
+func TestGuardOfACommandAcceptsAnySettingsThatLoseNothing(t *testing.T) {
+	t.Parallel()
+	w := setup(t, func(c *Config) { c.AckWait, c.MaxAckPending = 7*time.Second, 77 })
+	command, service := *w, *w
+	command.cfg = Config{URL: w.url, AnySettings: true}
+	service.cfg = Config{URL: w.url}
+	command.Bus, service.Bus = command.connect(), service.connect()
+	require.NoError(t, command.Guard(t.Context()))
+	require.ErrorContains(t, service.Guard(t.Context()), "ack wait")
+	require.ErrorContains(t, service.Guard(t.Context()), "max ack pending")
+
+	stream, err := w.js.Stream(t.Context(), w.names.batches)
+	require.NoError(t, err)
+	bad := stream.CachedInfo().Config
+	bad.MaxAge = time.Hour
+	_, err = w.js.UpdateStream(t.Context(), bad)
+	require.NoError(t, err)
+	require.ErrorContains(t, command.Guard(t.Context()), "max age")
+}
