@@ -50,6 +50,40 @@ select * from state where $4 = '' or status = $4
 order by name
 limit $5 offset $6`
 
+const tallyCollectors = collectorStates + `
+select status, count(*), count(*) filter (where not_after < now() + $4::interval) from state group by status`
+
+// Tally is how many collectors there are, by their status.
+type Tally struct {
+	ByStatus map[identity.Status]int
+	Expiring int // of those that are active or offline, whose certificate ends soon
+}
+
+// TallyCollectors counts collectors: active ones had a batch stored within
+// activeWithin, and expiring ones have a certificate that ends within
+// endsWithin.
+func (s *Store) TallyCollectors(ctx context.Context, activeWithin, endsWithin time.Duration) (Tally, error) {
+	rows, err := s.pool.Query(ctx, tallyCollectors, activeWithin, nullable(uuid.Nil), "", endsWithin)
+	if err != nil {
+		return Tally{}, classify("tally collectors", err)
+	}
+	t := Tally{ByStatus: map[identity.Status]int{}}
+	var name string
+	var all, expiring int
+	_, err = pgx.ForEachRow(rows, []any{&name, &all, &expiring}, func() error {
+		status, err := identity.ParseStatus(name)
+		if err != nil {
+			return err
+		}
+		t.ByStatus[status] = all
+		if status == identity.Active || status == identity.Offline {
+			t.Expiring += expiring
+		}
+		return nil
+	})
+	return t, classify("tally collectors", err)
+}
+
 // ListCollectors returns one page, by name.
 func (s *Store) ListCollectors(ctx context.Context, q authsvc.CollectorQuery) ([]authsvc.Collector, int, error) {
 	status := ""
