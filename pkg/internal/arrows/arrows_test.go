@@ -29,7 +29,7 @@ var never = []struct{ from, to []string }{
 	{from: []string{"pkg/bus"}, to: []string{"pkg/store"}},
 	{from: []string{"pkg/store"}, to: []string{"pkg/bus"}},
 	{
-		from: []string{"pkg/gateway", "pkg/ingester", "pkg/api", "pkg/authsvc", "pkg/collector", "pkg/replay"},
+		from: []string{"pkg/gateway", "pkg/ingester", "pkg/api", "pkg/authsvc", "pkg/collector", "pkg/replay", "pkg/health"},
 		to:   []string{"pkg/bus", "pkg/store"},
 	},
 	{from: []string{"pkg", "schemas"}, to: []string{"cmd"}},
