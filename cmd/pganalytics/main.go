@@ -17,7 +17,8 @@ type commands struct {
 	Init        initCmd        `cmd:"" help:"Make the authorities' keys and the listeners' certificate."`
 	Migrate     migrateCmd     `cmd:"" help:"Bring database and streams up to date."`
 	Serve       serveCmd       `cmd:"" help:"Run all services in one process, with the stream in it."`
-	Status      statusCmd      `cmd:"" help:"Show what the stream and the store hold."`
+	Status      statusCmd      `cmd:"" help:"Show how the whole system is, and what to do first when something is wrong."`
+	Stream      streamCmd      `cmd:"" help:"Work with the stream of batches."`
 	Query       queryCmd       `cmd:"" help:"Run one reading SQL statement on the stored metrics."`
 	Replay      replayCmd      `cmd:"" help:"Store again what the database lacks of the stream, after a restore or a failover."`
 	Deadletters deadlettersCmd `cmd:"" help:"Work with the batches that could not be stored."`

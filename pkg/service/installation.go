@@ -51,7 +51,9 @@ func (i *Installation) Bus(ctx context.Context, stderr io.Writer) (*bus.Bus, err
 		}
 		flags.URL, flags.User, flags.PasswordFile = e.NATS, operator, filepath.Join(i.DataDir, passwordFile)
 	}
-	return connectOnce(ctx, flags, i.Timeout, stderr)
+	cfg := flags.config("command")
+	cfg.AnySettings = true
+	return connectOnce(ctx, cfg, i.Timeout, stderr)
 }
 
 // Store opens the database.
@@ -74,7 +76,7 @@ func (i *Installation) storeWith(ctx context.Context, stderr io.Writer, change f
 
 // MakeStreams makes what is missing of the streams.
 func MakeStreams(ctx context.Context, flags StreamFlags, stderr io.Writer) error {
-	b, err := connectOnce(ctx, flags, time.Minute, stderr)
+	b, err := connectOnce(ctx, flags.config("command"), time.Minute, stderr)
 	if err != nil {
 		return err
 	}
@@ -82,8 +84,8 @@ func MakeStreams(ctx context.Context, flags StreamFlags, stderr io.Writer) error
 	return b.EnsureStreams(ctx)
 }
 
-func connectOnce(ctx context.Context, flags StreamFlags, timeout time.Duration, stderr io.Writer) (*bus.Bus, error) {
+func connectOnce(ctx context.Context, cfg bus.Config, timeout time.Duration, stderr io.Writer) (*bus.Bus, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	return bus.Connect(ctx, flags.config("command"), commandLog(stderr), prometheus.NewRegistry())
+	return bus.Connect(ctx, cfg, commandLog(stderr), prometheus.NewRegistry())
 }

@@ -42,7 +42,7 @@ func TestTheDeployedSystemStoresWhatItsCollectorReads(t *testing.T) {
 		s.eventually("rows of "+family, func() bool { return s.number("select count(*) from metrics."+family) > 0 })
 	}
 	require.Positive(t, s.number("select count(*) from ingest.batch"))
-	require.Contains(t, s.run("operator", "status", "--output", "json"), `"DeadLetters":0`)
+	require.Contains(t, s.run("operator", "stream", "status", "--output", "json"), `"dead_letters":0`)
 	require.Contains(t, s.run("operator", "query", "select name from metrics.server"), database)
 	require.Contains(t, s.run("operator", "collectors", "enroll-token", "--name", "another"), "--url "+"https://"+s.host.addresses["authsvc:8443"])
 

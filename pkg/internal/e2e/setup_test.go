@@ -218,7 +218,7 @@ func (s *system) everythingStoredOnce() {
 	require.Zero(s.t, s.number(`select count(*) from (
 select sequence - lag(sequence) over (partition by epoch order by sequence) as step from ingest.batch) x where step <> 1`),
 		"a number of the collector is missing")
-	require.Contains(s.t, string(s.command("pganalytics", "status", "--data-dir", s.data(), "--output", "json")), `"DeadLetters":0`)
+	require.Contains(s.t, string(s.command("pganalytics", "stream", "status", "--data-dir", s.data(), "--output", "json")), `"dead_letters":0`)
 }
 
 // lockedBuffer keeps what a process writes.
