@@ -91,7 +91,11 @@ func printDatabase(line func(name, format string, args ...any), d *health.Databa
 		return
 	}
 	line("database", "PostgreSQL %d.%d, %s", d.Version/10000, d.Version%10000, size(uint64(d.SizeBytes)))
-	line("ingesters", "%d seen in the last minute, last load %s ago", d.Ingesters, span(d.LastLoad))
+	load := "nothing loaded yet"
+	if d.LastLoad != nil {
+		load = fmt.Sprintf("last load %s ago", d.LastLoad)
+	}
+	line("ingesters", "%d seen in the last minute, %s", d.Ingesters, load)
 }
 
 func printAdvice(out io.Writer, all []health.Advice) error {

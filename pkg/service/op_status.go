@@ -165,13 +165,13 @@ func lookAtServe(ctx context.Context, in *Installation) (*health.Serve, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, in.Timeout)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+e.Admin+"/readyz", http.NoBody)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, e.Admin+"/readyz", http.NoBody)
 	if err != nil {
 		return nil, err
 	}
 	answer, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return &health.Serve{Detail: "it does not run"}, nil
+		return &health.Serve{Detail: "it does not answer"}, nil
 	}
 	defer func() { _ = answer.Body.Close() }()
 	said, err := io.ReadAll(io.LimitReader(answer.Body, 4096))

@@ -8,7 +8,6 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -156,14 +155,14 @@ func TestALookAsksTheServeOfThisHost(t *testing.T) {
 		_, _ = io.WriteString(w, "not ready:\n nats\n")
 	}))
 	defer admin.Close()
-	data, err := json.Marshal(service.Endpoints{Admin: strings.TrimPrefix(admin.URL, "http://")})
+	data, err := json.Marshal(service.Endpoints{Admin: admin.URL})
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(filepath.Join(in.DataDir, "endpoints.json"), data, 0o600))
 	require.Equal(t, &health.Serve{Ready: true}, l.look(in).Serve)
 	status = http.StatusServiceUnavailable
 	require.Equal(t, &health.Serve{Detail: "not ready: nats"}, l.look(in).Serve)
 	admin.Close()
-	require.Equal(t, &health.Serve{Detail: "it does not run"}, l.look(in).Serve)
+	require.Equal(t, &health.Serve{Detail: "it does not answer"}, l.look(in).Serve)
 }
 
 // exported reads an archive whole.

@@ -22,6 +22,7 @@ import (
 	"pganalytics/pkg/collector/spool"
 	"pganalytics/pkg/collector/uplink"
 	"pganalytics/pkg/internal/testdb"
+	"pganalytics/pkg/internal/testnats"
 	"pganalytics/pkg/internal/testnet"
 	"pganalytics/pkg/internal/testprograms"
 	"pganalytics/pkg/service"
@@ -30,7 +31,12 @@ import (
 // programs is where TestMain builds them.
 var programs string
 
-func TestMain(m *testing.M) { os.Exit(testprograms.Run(m, &programs)) }
+func TestMain(m *testing.M) {
+	if testnats.Member() {
+		return
+	}
+	os.Exit(testprograms.Run(m, &programs))
+}
 
 // system is a `serve` and a collector that watches serve's own database. Each
 // can be killed and started again.

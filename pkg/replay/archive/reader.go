@@ -35,8 +35,8 @@ type Reader struct {
 	dir     string
 	index   *Index
 	skip    func(*DamageError) // nil: damage is an error
-	segment int           // the next one to open
-	file    *os.File      // nil when none is open
+	segment int                // the next one to open
+	file    *os.File           // nil when none is open
 	in      *bufio.Reader
 	next    uint64 // sequence after the last message
 	read    uint64 // messages of the segment
