@@ -21,6 +21,7 @@ type replayCmd struct {
 	FromSeq      uint64      `help:"Replay from this sequence of the stream on, instead of --from."`
 	Collector    []uuid.UUID `help:"Only batches of this collector, by its id. May be given several times."`
 	Family       []string    `help:"Only batches with rows of this metric family; each is stored whole. May be given several times."`
+	File         string      `type:"existingdir" help:"Replay what pganalytics stream export wrote to this directory, instead of the stream. An interrupted one is run once more: what is stored is skipped."`
 	Rate         int         `help:"Most rows a second. Defaults to as many as possible; live batches go first anyway."`
 	DryRun       bool        `help:"Tell what would be done and change nothing."`
 	Resume       bool        `help:"Go on with the oldest replay that was interrupted. Other flags do not count then."`
@@ -48,11 +49,14 @@ func (c *replayCmd) Run(con console) error {
 	if c.Rate < 0 {
 		return fmt.Errorf("--rate: %d is below zero", c.Rate)
 	}
+	if c.File != "" && (c.Resume || c.FromSeq > 0 || !c.From.IsZero() || !c.To.IsZero()) {
+		return errors.New("--file is replayed whole: it takes neither --from, --to, --from-seq nor --resume")
+	}
 	line := newProgressLine(con.stderr)
 	req := service.ReplayRequest{
 		From: c.From.Time, To: c.To.Time, FromSequence: c.FromSeq,
 		Selection: replay.Selection{Collectors: c.Collector, Families: c.Family},
-		Rate:      c.Rate, AllowPartial: c.AllowPartial, DryRun: c.DryRun, Resume: c.Resume, By: actor(),
+		File:      c.File, Rate: c.Rate, AllowPartial: c.AllowPartial, DryRun: c.DryRun, Resume: c.Resume, By: actor(),
 	}
 	plan, res, err := c.Replay(con.ctx, req, service.ReplayConsole{
 		Stderr: con.stderr,
@@ -69,7 +73,7 @@ func (c *replayCmd) Run(con console) error {
 	})
 	line.end()
 	if res.ID != "" {
-		return errors.Join(c.print(con, res, func(out io.Writer) error { return printResult(out, res, err != nil) }), verdict(res, err))
+		return errors.Join(c.print(con, res, func(out io.Writer) error { return printResult(out, res, err != nil && c.File == "") }), verdict(res, err, c.again()))
 	}
 	if plan.Last > 0 && (err == nil || errors.Is(err, service.ErrPartial)) {
 		if printErr := c.print(con, plan, func(out io.Writer) error { return printPlan(out, plan) }); printErr != nil {
@@ -85,15 +89,23 @@ func (c *replayCmd) Run(con console) error {
 	return err
 }
 
+// again is how to go on with what was interrupted.
+func (c *replayCmd) again() string {
+	if c.File != "" {
+		return "the same command" // what is stored is skipped
+	}
+	return "pganalytics replay --resume"
+}
+
 // verdict says what is left to do after a replay.
-func verdict(res replay.Result, err error) error {
+func verdict(res replay.Result, err error, again string) error {
 	switch {
 	case err != nil:
-		return fmt.Errorf("%w; go on with pganalytics replay --resume", err)
+		return fmt.Errorf("%w; go on with %s", err, again)
 	case res.Left > 0:
-		return found{fmt.Errorf("%s could not be stored yet; try again with pganalytics replay --resume", count(uint64(res.Left), "batch"))}
+		return found{fmt.Errorf("%s could not be stored yet; try again with %s", count(uint64(res.Left), "batch"), again)}
 	case len(res.Gone) > 0 && !res.Partial:
-		return found{errors.New("part of what was to be replayed is no longer on the stream")}
+		return found{errors.New("part of what was to be replayed is gone")}
 	}
 	return nil
 }

@@ -76,7 +76,7 @@ func TestExitCodesOfReplayTellWhatIsLeft(t *testing.T) {
 		"interrupted and all": {res: replay.Result{Left: 1, Gone: gone}, err: context.Canceled, want: 1},
 	} {
 		got := 0
-		if err := verdict(c.res, c.err); err != nil {
+		if err := verdict(c.res, c.err, "again"); err != nil {
 			got = exitCode(err)
 		}
 		require.Equal(t, c.want, got, name)

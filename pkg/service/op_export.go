@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"path/filepath"
 	"time"
 
@@ -122,32 +121,4 @@ func (e Export) holdName() string {
 	}
 	sum := sha256.Sum256([]byte(path))
 	return fmt.Sprintf("export-%x", sum[:6])
-}
-
-// Floored is what must be so before an archive is replayed: below the ledger's
-// floor nothing can tell a batch from one that is stored.
-type Floored interface {
-	Floor(ctx context.Context) (time.Time, error)
-}
-
-// OpenArchive returns a reader of an archive whose batches may be replayed into
-// the database: fault.Conflict if some were sent before the ledger's floor.
-// What is damaged is told to skip and left out; without skip it is an error.
-func OpenArchive(ctx context.Context, dir string, ledger Floored, skip func(*archive.DamageError)) (*archive.Reader, error) {
-	r, err := archive.NewReader(dir, skip)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%s is no export: %w", dir, err)
-	}
-	if err != nil {
-		return nil, err
-	}
-	floor, err := ledger.Floor(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if oldest := r.Index().OldestSent; !oldest.IsZero() && oldest.Before(floor) {
-		return nil, fault.Wrap(fault.Conflict, fmt.Errorf("%s has batches sent at %s, and the ledger knows only those since %s: what is older might be stored twice",
-			dir, oldest.Format(time.RFC3339), floor.Format(time.RFC3339)))
-	}
-	return r, nil
 }

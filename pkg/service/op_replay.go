@@ -33,10 +33,11 @@ type ReplayRequest struct {
 	From, To     time.Time // of the arrival on the stream, the second one not included; zero: unbounded
 	FromSequence uint64    // used instead of From if above zero
 	replay.Selection
-	Rate         int  // rows a second; 0: as many as possible
-	AllowPartial bool // although some of it has left the stream
-	DryRun       bool // plan and change nothing
-	Resume       bool // take up the oldest replay that was interrupted, and heed nothing else
+	Rate         int    // rows a second; 0: as many as possible
+	AllowPartial bool   // although some of it has left the stream
+	DryRun       bool   // plan and change nothing
+	Resume       bool   // take up the oldest replay that was interrupted, and heed nothing else
+	File         string // directory of an export, used instead of the stream; From, To and FromSequence do not count then
 	By           string
 }
 
@@ -74,9 +75,12 @@ func (i *Installation) Replay(ctx context.Context, req ReplayRequest, con Replay
 	begun := false
 	work := func(ctx context.Context) error {
 		begun = true
-		if req.Resume {
+		switch {
+		case req.Resume:
 			res, err = op.resume(ctx, req.By)
-		} else {
+		case req.File != "":
+			plan, res, err = op.beginFile(ctx, req, con)
+		default:
 			plan, res, err = op.begin(ctx, req, con.Agree)
 		}
 		return nil // the lock's errors are told apart from ours
@@ -184,6 +188,11 @@ func (op *replayOp) begin(ctx context.Context, req ReplayRequest, agree func(rep
 	}
 	plan, err = op.Plan(ctx, job)
 	plan.Late = late
+	return op.decide(ctx, req, job, plan, err, agree)
+}
+
+// decide carries out what was planned if that is wanted, and else lets go of it.
+func (op *replayOp) decide(ctx context.Context, req ReplayRequest, job *replay.Job, plan replay.Plan, err error, agree func(replay.Plan) error) (replay.Plan, replay.Result, error) {
 	switch {
 	case err != nil:
 	case plan.Partial() && !req.AllowPartial:
@@ -197,9 +206,9 @@ func (op *replayOp) begin(ctx context.Context, req ReplayRequest, agree func(rep
 	if err != nil || req.DryRun {
 		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 		defer cancel()
-		return plan, res, errors.Join(err, op.jobs.End(end, job))
+		return plan, replay.Result{}, errors.Join(err, op.Jobs.End(end, job))
 	}
-	res, err = op.run(ctx, job, req.By)
+	res, err := op.run(ctx, job, req.By)
 	return plan, res, err
 }
 

@@ -1,6 +1,7 @@
 package service_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"io"
@@ -8,6 +9,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -19,6 +21,7 @@ import (
 	"pganalytics/pkg/fault"
 	"pganalytics/pkg/health"
 	"pganalytics/pkg/internal/testdb"
+	"pganalytics/pkg/internal/testnats"
 	"pganalytics/pkg/replay/archive"
 	"pganalytics/pkg/service"
 )
@@ -260,22 +263,83 @@ func TestAnInterruptedExportReleasesItsHoldAndGoesOn(t *testing.T) {
 	require.Empty(t, holds)
 }
 
-func TestAnArchiveBelowTheLedgersFloorIsRefused(t *testing.T) {
-	t.Parallel()
-	l := newLine(t, lineConfig{})
-	oldest := newBatch(5)
-	l.publish(oldest, newBatch(5))
-	dir := t.TempDir()
-	_, err := service.Export{Dir: dir, SegmentBytes: 1 << 20}.Run(t.Context(), l.installation(), io.Discard)
+// after is a line whose batches were exported and are lost: from the stream and
+// from the database.
+func after(t *testing.T, batches int) (l *line, in *service.Installation, dir string) {
+	t.Helper()
+	l = newLine(t, lineConfig{})
+	in = l.installation()
+	catalogueDir := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(catalogueDir, "probe.yaml"), []byte(family), 0o600))
+	in.CatalogueDir = []string{catalogueDir}
+	for range batches {
+		l.publish(newBatch(5))
+	}
+	dir = t.TempDir()
+	_, err := service.Export{Dir: dir, SegmentBytes: 1}.Run(t.Context(), in, io.Discard)
 	require.NoError(t, err)
+	l.nats.Stop()
+	other := testnats.Start(t) // a new stream, with other sequences
+	in.NATS.URL = other.URL()
+	require.NoError(t, service.MakeStreams(t.Context(), in.NATS, io.Discard))
+	return l, in, dir
+}
 
-	r, err := service.OpenArchive(t.Context(), dir, l.store, nil)
+func TestAnExportIsReplayedOnceAfterItLeftTheStream(t *testing.T) {
+	t.Parallel()
+	l, in, dir := after(t, 12)
+	req := service.ReplayRequest{File: dir, By: "cli:test", DryRun: true}
+	plan, _, err := in.Replay(t.Context(), req, service.ReplayConsole{Stderr: io.Discard})
 	require.NoError(t, err)
-	require.NoError(t, r.Close())
-	l.number("update ingest.floor set sent_at = $1::timestamptz + interval '1 microsecond' returning 1", oldest.SentAt)
-	_, err = service.OpenArchive(t.Context(), dir, l.store, nil)
+	require.EqualValues(t, 12, plan.Missing.Batches)
+	require.Zero(t, l.rows())
+
+	req.DryRun = false
+	for _, stored := range []uint64{12, 0} {
+		_, res, err := in.Replay(t.Context(), req, service.ReplayConsole{Stderr: io.Discard})
+		require.NoError(t, err)
+		require.Equal(t, stored, res.Done.Stored.Batches)
+		require.Zero(t, res.Left)
+		require.Equal(t, 12*5, l.rows())
+		require.Equal(t, 12, l.batches())
+	}
+	require.Equal(t, 1, l.number("select count(*) from identity.audit where action = 'stream.replay' and actor = 'cli:test' and changes->'done'->'stored'->>'batches' = '12'"))
+}
+
+func TestADamagedExportIsReplayedInPartOnlyIfThatIsWanted(t *testing.T) {
+	t.Parallel()
+	l, in, dir := after(t, 6)
+	files, err := filepath.Glob(filepath.Join(dir, "*.segment"))
+	require.NoError(t, err)
+	data, err := os.ReadFile(files[3])
+	require.NoError(t, err)
+	data[len(data)-1] ^= 1
+	require.NoError(t, os.WriteFile(files[3], data, 0o600))
+
+	req := service.ReplayRequest{File: dir}
+	_, _, err = in.Replay(t.Context(), req, service.ReplayConsole{Stderr: io.Discard})
+	require.ErrorContains(t, err, "message 4 in "+filepath.Base(files[3]))
+	require.Zero(t, l.rows(), "nothing half done")
+
+	req.AllowPartial = true
+	var told bytes.Buffer
+	_, res, err := in.Replay(t.Context(), req, service.ReplayConsole{Stderr: &told})
+	require.NoError(t, err)
+	require.EqualValues(t, 5, res.Done.Stored.Batches)
+	require.Equal(t, 1, strings.Count(told.String(), "left out: message 4"), told.String())
+	require.Equal(t, 5*5, l.rows())
+}
+
+func TestAnExportBelowTheLedgersFloorIsRefused(t *testing.T) {
+	t.Parallel()
+	l, in, dir := after(t, 2)
+	x, err := archive.ReadIndex(dir)
+	require.NoError(t, err)
+	l.number("update ingest.floor set sent_at = $1::timestamptz + interval '1 microsecond' returning 1", x.OldestSent)
+	_, _, err = in.Replay(t.Context(), service.ReplayRequest{File: dir}, service.ReplayConsole{Stderr: io.Discard})
 	require.Equal(t, fault.Conflict, fault.ClassOf(err))
 	require.ErrorContains(t, err, "might be stored twice")
-	_, err = service.OpenArchive(t.Context(), t.TempDir(), l.store, nil)
+	require.Zero(t, l.rows())
+	_, _, err = in.Replay(t.Context(), service.ReplayRequest{File: t.TempDir()}, service.ReplayConsole{Stderr: io.Discard})
 	require.ErrorContains(t, err, "is no export")
 }

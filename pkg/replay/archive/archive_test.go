@@ -120,6 +120,37 @@ func TestWhatWasExportedIsReadBackByteForByte(t *testing.T) {
 	}
 }
 
+func TestALimitedReaderReadsItsPart(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	export(t, dir, append(messages(2, 9), messages(13, 18)...))
+	for from := uint64(0); from <= 21; from++ {
+		for to := from; to <= 21; to++ {
+			r, err := NewReader(dir, nil)
+			require.NoError(t, err)
+			r.Limit(from, to)
+			var want, got []batch.Delivery
+			for _, d := range append(messages(2, 9), messages(13, 18)...) {
+				if from <= d.Sequence && d.Sequence <= to {
+					want = append(want, d)
+				}
+			}
+			for {
+				some, err := r.Next(t.Context(), 4, 1<<20)
+				require.NoError(t, err)
+				if len(some) == 0 {
+					break
+				}
+				got = append(got, some...)
+			}
+			requireSame(t, want, got)
+			asked := max(0, int(min(to, 20))-int(max(from, 1))+1)
+			require.EqualValues(t, asked-len(want), r.Missing(), "from %d to %d", from, to)
+			require.NoError(t, r.Close())
+		}
+	}
+}
+
 func TestWhatTheStreamLackedIsCountedAsMissing(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -34,12 +34,14 @@ func (d *DamageError) Unwrap() error { return d.Err }
 type Reader struct {
 	dir     string
 	index   *Index
+	to      uint64             // the last sequence wanted
 	skip    func(*DamageError) // nil: damage is an error
 	segment int                // the next one to open
 	file    *os.File           // nil when none is open
 	in      *bufio.Reader
 	next    uint64 // sequence after the last message
 	read    uint64 // messages of the segment
+	before  uint64 // sequence of the last of them
 	missing uint64
 	pending *batch.Delivery // read, not returned yet
 	failed  error           // ends the reading
@@ -56,7 +58,16 @@ func NewReader(dir string, skip func(*DamageError)) (*Reader, error) {
 	if !x.Complete {
 		return nil, fmt.Errorf("open archive %s: the export did not come to its end; run it once more", dir)
 	}
-	return &Reader{dir: dir, index: x, skip: skip, next: x.First}, nil
+	return &Reader{dir: dir, index: x, to: x.Last, skip: skip, next: x.First}, nil
+}
+
+// Limit narrows the reading to the sequences from and to and all between them,
+// before the first Next.
+func (r *Reader) Limit(from, to uint64) {
+	r.next, r.to = max(r.next, from), min(r.to, to)
+	for r.segment < len(r.index.Segments) && r.index.Segments[r.segment].Last < r.next {
+		r.segment++
+	}
 }
 
 // Index says what the archive holds.
@@ -91,9 +102,9 @@ func (r *Reader) Next(ctx context.Context, maxMessages, maxBytes int) ([]batch.D
 			return nil, err
 		}
 		d, err := r.peek()
-		if err == io.EOF { //nolint:errorlint // peek returns it as it is
-			r.skipTo(r.index.Last + 1)
-			return all, nil
+		if err == io.EOF || err == nil && d.Sequence > r.to { //nolint:errorlint // peek returns it as it is
+			r.skipTo(r.to + 1)
+			return all, r.Close()
 		}
 		if err != nil {
 			if r.failed = err; len(all) > 0 {
@@ -163,7 +174,7 @@ func (r *Reader) advance() error {
 	case err == io.EOF, errors.Is(err, errCut): //nolint:errorlint // as above
 		damage := &DamageError{File: s.File, First: r.place(s), Last: s.Last, Err: errCut}
 		return errors.Join(r.Close(), r.damaged(damage))
-	case err == nil && (d.Sequence < max(r.next, s.First) || d.Sequence > s.Last):
+	case err == nil && (d.Sequence < s.First || d.Sequence > s.Last || r.read > 0 && d.Sequence <= r.before):
 		err = errDamaged // a record of another place
 	}
 	first := r.place(s)
@@ -177,6 +188,9 @@ func (r *Reader) advance() error {
 	}
 	if err != nil {
 		return fmt.Errorf("read %s: %w", s.File, err)
+	}
+	if r.before = d.Sequence; d.Sequence < r.next {
+		return nil // before what is wanted
 	}
 	d.Incarnation, d.Delivered = r.index.Incarnation, 1
 	d.Ack = func(context.Context) error { return nil }
