@@ -27,7 +27,6 @@ func TestTheRunbooksWorkAsTheyStand(t *testing.T) {
 	var ran atomic.Int32
 	scenarios := map[string]func(*testing.T, *book){
 		"the database is away":     databaseAway,
-		"restored from a backup":   restoredFromABackup,
 		"a standby was behind":     standbyBehind,
 		"a nats server is lost":    natsServerLost,
 		"the stream is full":       streamFull,
