@@ -103,6 +103,11 @@ func TestDeployedServicesHaveTheRightsTheyNeedAndNoMore(t *testing.T) {
 	require.True(t, quarantine.Quarantined(uuid.Nil))
 	hold := ingester.take(ingester.hold("a", 2, 3))
 	require.Equal(t, []Hold{hold}, ingester.holds())
+	hold.From = 3
+	hold, err = ingester.Holds().Advance(ctx, hold)
+	require.NoError(t, err)
+	_, err = ingester.SequenceAt(ctx, hold.Since)
+	require.NoError(t, err)
 	require.NoError(t, ingester.Holds().Release(ctx, hold))
 	hold = ingester.take(ingester.hold("a", 4, 4))
 	gateway.publish(1, 100) // stays

@@ -186,7 +186,9 @@ func (op *replayOp) begin(ctx context.Context, req ReplayRequest, agree func(rep
 	if err := op.jobs.Save(ctx, job); err != nil {
 		return plan, res, err
 	}
-	plan, err = op.Plan(ctx, job)
+	if err = op.caughtUp(ctx, job.Last); err == nil {
+		plan, err = op.Plan(ctx, job)
+	}
 	plan.Late = late
 	return op.decide(ctx, req, job, plan, err, agree)
 }
@@ -211,6 +213,25 @@ func (op *replayOp) decide(ctx context.Context, req ReplayRequest, job *replay.J
 	res, err := op.run(ctx, job, req.By)
 	return plan, res, err
 }
+
+// caughtUp gives the ingesters a moment to store what they have in hand, for it
+// would look missing. A backlog that is longer is missing.
+func (op *replayOp) caughtUp(ctx context.Context, last uint64) error {
+	for deadline := time.Now().Add(liveMoment); ; {
+		status, err := op.bus.Status(ctx)
+		if err != nil || status.AckFloor >= last || time.Now().After(deadline) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(replayPoll):
+		}
+	}
+}
+
+// liveMoment is more than a batch needs from its push to its commit.
+const liveMoment = 3 * time.Second
 
 // job makes a job of what was asked for. late says that the stream begins only
 // after that.

@@ -398,6 +398,21 @@ func TestAStreamThatGoesAwayDuringAReplayIsWaitedFor(t *testing.T) {
 	r.eventually("nothing is held", func() bool { return len(r.holds()) == 0 })
 }
 
+func TestWhatTheIngestersHaveInHandIsNotMissing(t *testing.T) {
+	t.Parallel()
+	r := newReplayed(t, lineConfig{})
+	r.stored(10)
+	r.forget(r.sent[3])
+	slow := settings()
+	slow.FetchWait = time.Second // a load waits so long for more
+	r.ingest(slow, nil)
+	r.publish(newBatch(10))
+	plan, _, err := r.replay(service.ReplayRequest{FromSequence: 1, DryRun: true}, service.ReplayConsole{})
+	require.NoError(t, err)
+	require.EqualValues(t, 11, plan.Selected.Batches)
+	require.EqualValues(t, 1, plan.Missing.Batches)
+}
+
 func TestTwoReplaysNeverRunAtOnce(t *testing.T) {
 	t.Parallel()
 	r := newReplayed(t, lineConfig{})
