@@ -103,6 +103,9 @@ func TestALookTellsWhatStreamAndDatabaseHold(t *testing.T) {
 	require.GreaterOrEqual(t, f.Database.Version, 170000)
 	require.Positive(t, f.Database.SizeBytes)
 	require.Empty(t, health.Advise(f))
+
+	l.number("with old as (update ingest.progress set at = at - interval '61 seconds' returning 1) select count(*) from old")
+	require.Zero(t, l.look(in).Database.Ingesters, "seen, but not lately")
 }
 
 func TestALookCountsTheCollectors(t *testing.T) {
