@@ -35,8 +35,8 @@ func TestAnIngesterWhoseFetchesCannotHoldTheLargestMessageDoesNotStart(t *testin
 func TestLoadersNeedSessions(t *testing.T) {
 	t.Parallel()
 	l := newLine(t, lineConfig{})
-	_, err := l.ingesterWith("--loaders", "8")
-	require.ErrorContains(t, err, "database-max-conns: 8")
-	_, err = l.ingesterWith("--loaders", "8", "--database-max-conns", "10")
+	_, err := l.ingesterWith("--loaders", "8", "--database-max-conns", "11")
+	require.ErrorContains(t, err, "database-max-conns: 11")
+	_, err = l.ingesterWith("--loaders", "8", "--database-max-conns", "12")
 	require.NoError(t, err)
 }
