@@ -21,6 +21,7 @@ type commands struct {
 	Stream      streamCmd      `cmd:"" help:"Work with the stream of batches."`
 	Query       queryCmd       `cmd:"" help:"Run one reading SQL statement on the stored metrics."`
 	Replay      replayCmd      `cmd:"" help:"Store again what the database lacks of the stream, after a restore or a failover."`
+	Verify      verifyCmd      `cmd:"" help:"Find out whether everything that was accepted is where it belongs."`
 	Deadletters deadlettersCmd `cmd:"" help:"Work with the batches that could not be stored."`
 	Batch       batchCmd       `cmd:"" help:"Find one batch, and take one out that was stored."`
 	CA          caCmd          `cmd:"" name:"ca" help:"Show and replace the authorities and the signing key."`

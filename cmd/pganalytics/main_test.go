@@ -15,7 +15,7 @@ var update = flag.Bool("update", false, "rewrite golden files")
 func TestHelpOfEveryCommandIsGolden(t *testing.T) { // not parallel: help is wrapped by COLUMNS
 	t.Setenv("COLUMNS", "")
 	var out bytes.Buffer
-	for _, args := range [][]string{{}, {"init"}, {"migrate"}, {"serve"}, {"status"}, {"stream", "status"}, {"stream", "export"}, {"query"}, {"replay"}, {"collectors", "enroll-token"},
+	for _, args := range [][]string{{}, {"init"}, {"migrate"}, {"serve"}, {"status"}, {"stream", "status"}, {"stream", "export"}, {"query"}, {"replay"}, {"verify"}, {"collectors", "enroll-token"},
 		{"deadletters", "list"}, {"deadletters", "show"}, {"deadletters", "retry"}, {"deadletters", "discard"}, {"deadletters", "export"},
 		{"batch", "show"}, {"batch", "remove"}, {"demo"}, {"version"}} {
 		require.NoError(t, run(t.Context(), append(args, "--help"), &out, &out))

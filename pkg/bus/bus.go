@@ -169,6 +169,7 @@ type Status struct {
 	FirstTime     time.Time
 	LastSequence  uint64
 	AckFloor      uint64 // every message up to here is acked
+	Delivered     uint64 // every message up to here has been handed out
 	Pending       uint64 // not handed out yet
 	AckPending    int    // handed out, not acked
 	Redelivered   int    // of AckPending, those handed out more than once
@@ -202,6 +203,7 @@ func (b *Bus) Status(ctx context.Context) (Status, error) {
 		FirstTime:     si.State.FirstTime,
 		LastSequence:  si.State.LastSeq,
 		AckFloor:      ci.AckFloor.Stream,
+		Delivered:     ci.Delivered.Stream,
 		Pending:       ci.NumPending,
 		AckPending:    ci.NumAckPending,
 		Redelivered:   ci.NumRedelivered,

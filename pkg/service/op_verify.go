@@ -10,6 +10,7 @@ import (
 
 	"pganalytics/pkg/bus"
 	"pganalytics/pkg/ingester"
+	"pganalytics/pkg/replay"
 	"pganalytics/pkg/replay/verify"
 	"pganalytics/pkg/store"
 )
@@ -21,9 +22,34 @@ var (
 	_ verify.Letters = (*bus.DeadLetters)(nil)
 )
 
-// Verify finds out whether everything that was accepted is where it belongs. It
-// changes nothing.
-func (i *Installation) Verify(ctx context.Context, req verify.Request, stderr io.Writer) (verify.Report, error) {
+// VerifyRequest says what to verify.
+type VerifyRequest struct {
+	verify.Request
+	Fix bool   // replay what is replayable, and verify again
+	By  string // who does, for the audit
+}
+
+// Verify finds out whether everything that was accepted is where it belongs,
+// and without Fix changes nothing. With Fix the result is that of the replay,
+// without an ID if there was none; after its error the report is that of before.
+func (i *Installation) Verify(ctx context.Context, req VerifyRequest, con ReplayConsole) (r verify.Report, res replay.Result, err error) {
+	r, err = i.verify(ctx, req.Request, con.Stderr)
+	if err != nil || !req.Fix || r.ReplayFrom == 0 {
+		return r, res, err
+	}
+	// To the end of the stream, which may be more than what was asked about: what
+	// is stored already is skipped. What is gone from it was reported as lost.
+	_, res, err = i.Replay(ctx, ReplayRequest{
+		FromSequence: r.ReplayFrom, Selection: replay.Selection{Collectors: req.Collectors}, AllowPartial: true, By: req.By,
+	}, con)
+	if err != nil {
+		return r, res, err
+	}
+	r, err = i.verify(ctx, req.Request, con.Stderr)
+	return r, res, err
+}
+
+func (i *Installation) verify(ctx context.Context, req verify.Request, stderr io.Writer) (verify.Report, error) {
 	b, err := i.Bus(ctx, stderr)
 	if err != nil {
 		return verify.Report{}, err
@@ -37,8 +63,13 @@ func (i *Installation) Verify(ctx context.Context, req verify.Request, stderr io
 	if err := i.reaches(ctx, st); err != nil {
 		return verify.Report{}, err
 	}
-	v := verify.Verifier{Stream: wholeStream{b}, Ledger: st, Tables: tables{st}, Letters: b.DeadLetters()}
+	v := Verifier(b, st)
 	return v.Run(ctx, req)
+}
+
+// Verifier returns a verifier of one stream and one database.
+func Verifier(b *bus.Bus, st *store.Store) verify.Verifier {
+	return verify.Verifier{Stream: wholeStream{b}, Ledger: st, Tables: tables{st}, Letters: b.DeadLetters()}
 }
 
 // reaches errs unless the database answers within the timeout. It writes
@@ -53,10 +84,10 @@ func (i *Installation) reaches(ctx context.Context, st *store.Store) error {
 // wholeStream is all of the stream.
 type wholeStream struct{ bus *bus.Bus }
 
-// Acked returns the sequence up to which everything is acknowledged.
-func (w wholeStream) Acked(ctx context.Context) (string, uint64, error) {
-	status, err := w.bus.Status(ctx)
-	return status.Incarnation, status.AckFloor, err
+// Acked tells how far the shared consumer is.
+func (w wholeStream) Acked(ctx context.Context) (verify.Acked, error) {
+	s, err := w.bus.Status(ctx)
+	return verify.Acked{Incarnation: s.Incarnation, Floor: s.AckFloor, Delivered: s.Delivered, Pending: uint64(max(0, s.AckPending))}, err
 }
 
 // All returns a reader of all that is on the stream now.

@@ -2,8 +2,8 @@ package service_test
 
 import (
 	"context"
+	"errors"
 	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -12,28 +12,26 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
 
 	"pganalytics/pkg/batch"
+	"pganalytics/pkg/bus"
+	"pganalytics/pkg/fault"
+	"pganalytics/pkg/replay"
 	"pganalytics/pkg/replay/verify"
 	"pganalytics/pkg/service"
+	"pganalytics/pkg/store"
 )
 
 // verified is a line with a collector that numbers its batches.
 type verified struct {
-	*line
-	service.Installation
-	collector, epoch uuid.UUID
+	*replayed
+	epoch uuid.UUID
 }
 
 func newVerified(t *testing.T) *verified {
 	t.Helper()
-	v := &verified{line: newLine(t, lineConfig{}), collector: uuid.New(), epoch: uuid.Must(uuid.NewV7())}
-	dir := t.TempDir()
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "probe.yaml"), []byte(family), 0o600))
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "url"), []byte(v.url), 0o600))
-	v.CatalogueDir, v.Database.URLFile, v.Timeout = []string{dir}, filepath.Join(dir, "url"), 30*time.Second
-	v.Installation.NATS.URL = v.nats.URL()
-	return v
+	return &verified{newReplayed(t, lineConfig{}), uuid.Must(uuid.NewV7())}
 }
 
 // numbered is a batch of ten rows, not sealed.
@@ -57,8 +55,8 @@ func (v *verified) send(numbers ...uint64) []*batch.Batch {
 	return sent
 }
 
-// stored ingests what is on the stream.
-func (v *verified) stored() {
+// ingested stores what is on the stream.
+func (v *verified) ingested() {
 	v.t.Helper()
 	stop := v.ingest(settings(), nil)
 	v.settled()
@@ -75,27 +73,14 @@ func (v *verified) exec(sql string, args ...any) {
 	require.NoError(v.t, err)
 }
 
-// forget takes batches out of ledger and table at once, as if the database were
-// from before them.
-func (v *verified) forget(batches ...*batch.Batch) {
-	v.t.Helper()
-	for _, b := range batches {
-		v.exec(`with gone as (delete from ingest.batch where batch_id = $1) delete from metrics.probe where value = $2`, b.ID, b.ID.String())
-	}
-}
-
 // purge takes what lies before a sequence off the stream.
 func (v *verified) purge(before uint64) {
 	v.t.Helper()
-	nc, err := nats.Connect(v.natsURL)
-	require.NoError(v.t, err)
-	defer nc.Close()
-	js, err := jetstream.New(nc)
-	require.NoError(v.t, err)
-	stream, err := js.Stream(v.t.Context(), "BATCHES")
-	require.NoError(v.t, err)
-	require.NoError(v.t, stream.Purge(v.t.Context(), jetstream.WithPurgeSequence(before)))
+	require.NoError(v.t, v.stream().Purge(v.t.Context(), jetstream.WithPurgeSequence(before)))
 }
+
+// verifier is the one of the command, to be changed.
+func (v *verified) verifier() verify.Verifier { return service.Verifier(v.bus, v.store) }
 
 func (v *verified) verify(change ...func(*verify.Request)) verify.Report {
 	v.t.Helper()
@@ -103,7 +88,7 @@ func (v *verified) verify(change ...func(*verify.Request)) verify.Report {
 	for _, f := range change {
 		f(&req)
 	}
-	r, err := v.Verify(v.t.Context(), req, os.Stderr)
+	r, _, err := v.Verify(v.t.Context(), service.VerifyRequest{Request: req}, service.ReplayConsole{Stderr: os.Stderr})
 	require.NoError(v.t, err)
 	return r
 }
@@ -125,7 +110,7 @@ func TestAReportOnWhatIsWholeIsClean(t *testing.T) {
 	sent := v.send(1, 2, 3)
 	other := batchOf(uuid.New(), uuid.Must(uuid.NewV7()), "x", 10) // of a sender that does not number
 	v.publish(other)
-	v.stored()
+	v.ingested()
 	r := v.verify()
 	require.True(t, r.Clean())
 	require.Empty(t, r.Gaps)
@@ -164,7 +149,7 @@ func TestEveryNumberIsWhereTheReportSays(t *testing.T) {
 	eight.Refused = []uint64{7}
 	eight.Seal()
 	v.publish(eight)
-	v.stored()
+	v.ingested()
 	sent = append(sent, nil, eight)
 	v.forget(sent[3], sent[4])            // a database from the past, as far as these go
 	v.forget(sent[0], sent[1])            // and these
@@ -195,7 +180,7 @@ func TestWhatIsOnlyUnderWayIsNoFault(t *testing.T) {
 	t.Parallel()
 	v := newVerified(t)
 	v.send(1)
-	v.stored()
+	v.ingested()
 	v.send(2, 4)
 	b := v.numbered(5)
 	b.Refused = []uint64{3}
@@ -216,7 +201,7 @@ func TestANewEpochTellsHowTheOneBeforeEnded(t *testing.T) {
 	first.Previous = batch.Mark{Epoch: ended, Sequence: 5}
 	first.Seal()
 	v.publish(first)
-	v.stored()
+	v.ingested()
 	r := v.verify()
 	require.False(t, r.Clean())
 	v.epoch = ended
@@ -232,7 +217,7 @@ func TestAWindowJudgesOnlyWhatItSees(t *testing.T) {
 	four.SentAt = four.SentAt.Add(time.Second)
 	four.Seal()
 	v.publish(four)
-	v.stored()
+	v.ingested()
 	r := v.verify(func(req *verify.Request) { req.From = four.SentAt })
 	require.True(t, r.Clean(), "1 may have been sent before")
 	require.Equal(t, verify.Counts{verify.Stored: 1}, r.Collectors[0].Batches)
@@ -246,7 +231,7 @@ func TestRowsThatAreNotTheLedgersAreNamed(t *testing.T) {
 	t.Parallel()
 	v := newVerified(t)
 	b := v.send(1)[0]
-	v.stored()
+	v.ingested()
 	hour := b.SentAt.Truncate(time.Hour)
 	want := verify.Mismatch{
 		Family: "probe", ServerID: b.Sections[0].ServerID, Server: "db1", CollectorID: v.collector,
@@ -260,4 +245,180 @@ func TestRowsThatAreNotTheLedgersAreNamed(t *testing.T) {
 	v.exec("insert into metrics.probe select p.* from metrics.probe p, generate_series(1, 2) where n = 4")
 	want.TableRows = 11
 	require.Equal(t, []verify.Mismatch{want}, v.verify().Mismatches)
+}
+
+func TestAClockThatWasPutBackLosesNothing(t *testing.T) {
+	t.Parallel()
+	v := newVerified(t)
+	var sent []*batch.Batch
+	for n, at := range []time.Duration{0, -time.Hour, time.Second} {
+		b := v.numbered(uint64(n) + 1)
+		b.SentAt = b.SentAt.Add(at)
+		b.Seal()
+		sent = append(sent, b)
+	}
+	v.publish(sent...)
+	v.ingested()
+	v.purge(4)
+	r := v.verify(func(req *verify.Request) { req.From = sent[0].SentAt })
+	require.True(t, r.Clean())
+	require.Empty(t, r.Gaps)
+}
+
+// moving is a ledger that something happens to after it was read first.
+type moving struct {
+	*store.Store
+	then func()
+}
+
+func (m *moving) Numbers(ctx context.Context, from, to time.Time, of []uuid.UUID, f func(*batch.Batch) error) (time.Time, error) {
+	floor, err := m.Store.Numbers(ctx, from, to, of, f)
+	if m.then != nil {
+		m.then()
+	}
+	m.then = nil
+	return floor, err
+}
+
+func TestWhatIsStoredAndTrimmedMeanwhileIsNotLost(t *testing.T) {
+	t.Parallel()
+	v := newVerified(t)
+	v.send(1, 3)
+	v.ingested()
+	v.send(2) // handed out once more, say, after 3
+	verifier := v.verifier()
+	verifier.Ledger = &moving{v.store, func() {
+		v.ingested()
+		v.purge(4)
+	}}
+	r, err := verifier.Run(t.Context(), verify.Request{List: 100})
+	require.NoError(t, err)
+	require.Empty(t, r.Gaps)
+	require.True(t, r.Clean())
+}
+
+func TestAStreamThatIsMadeAnewMeanwhileIsNoticed(t *testing.T) {
+	t.Parallel()
+	v := newVerified(t)
+	v.send(1)
+	verifier := v.verifier()
+	verifier.Ledger = &moving{v.store, func() {
+		nc, err := nats.Connect(v.natsURL)
+		require.NoError(t, err)
+		defer nc.Close()
+		js, err := jetstream.New(nc)
+		require.NoError(t, err)
+		require.NoError(t, js.DeleteStream(t.Context(), "BATCHES"))
+		require.NoError(t, v.bus.EnsureStreams(t.Context()))
+	}}
+	_, err := verifier.Run(t.Context(), verify.Request{})
+	require.Equal(t, fault.Conflict, fault.ClassOf(err), "%v", err)
+}
+
+// What is acknowledged out of turn is above the floor, but it is not in flight.
+func TestWhatWasAcknowledgedOutOfTurnAndLostIsNoticed(t *testing.T) {
+	t.Parallel()
+	v := newVerified(t)
+	sent := v.send(1, 2, 3)
+	consumer, err := v.bus.Consumer(t.Context())
+	require.NoError(t, err)
+	got, err := consumer.Fetch(t.Context(), 3, 16<<20, time.Second)
+	require.NoError(t, err)
+	require.Len(t, got, 3)
+	r := v.verify()
+	require.True(t, r.Clean(), "all may be under way")
+
+	require.NoError(t, got[1].Ack(t.Context()))
+	require.NoError(t, got[2].Ack(t.Context()))
+	r = v.verify()
+	require.False(t, r.Clean())
+	require.EqualValues(t, 2, r.AckedInFlight)
+	require.EqualValues(t, 1, r.ReplayFrom)
+	require.Equal(t, []verify.Gap{v.gap(verify.InFlight, 1, 3, sent[0], sent[2])}, r.Gaps)
+}
+
+func TestFixStoresWhatIsReplayable(t *testing.T) {
+	t.Parallel()
+	v := newVerified(t)
+	sent := v.send(1, 2, 3)
+	v.ingested()
+	v.forget(sent[1])
+	fix := service.VerifyRequest{Request: verify.Request{List: 100}, Fix: true, By: "cli:test"}
+	no := errors.New("no")
+	r, res, err := v.Verify(t.Context(), fix, service.ReplayConsole{Stderr: os.Stderr, Agree: func(p replay.Plan) error {
+		require.EqualValues(t, 1, p.Missing.Batches)
+		return no
+	}})
+	require.ErrorIs(t, err, no)
+	require.Empty(t, res.ID)
+	require.Equal(t, []verify.Gap{v.gap(verify.Replayable, 2, 2, sent[1], sent[1])}, r.Gaps)
+	require.Equal(t, 2, v.batches(), "nothing was done")
+
+	r, res, err = v.Verify(t.Context(), fix, service.ReplayConsole{Stderr: os.Stderr})
+	require.NoError(t, err)
+	require.EqualValues(t, 1, res.Done.Stored.Batches)
+	require.True(t, r.Clean())
+	require.Equal(t, verify.Counts{verify.Stored: 3}, r.Collectors[0].Batches)
+	require.Equal(t, 30, v.rows())
+	require.Equal(t, 1, v.number("select count(*) from identity.audit where action = 'stream.replay' and actor = 'cli:test'"))
+	require.Empty(t, v.holds())
+}
+
+func TestVerifySaysInOneLineWhoIsAway(t *testing.T) {
+	t.Parallel()
+	v := newVerified(t)
+	say := func() string {
+		_, _, err := v.Verify(t.Context(), service.VerifyRequest{}, service.ReplayConsole{Stderr: os.Stderr})
+		require.Error(t, err)
+		require.NotContains(t, err.Error(), "\n")
+		return err.Error()
+	}
+	v.Timeout = 2 * time.Second
+	require.NoError(t, os.WriteFile(v.Database.URLFile, []byte("postgres://nobody@127.0.0.1:1/nothing?sslmode=disable"), 0o600))
+	require.Contains(t, say(), "database=nothing")
+	v.nats.Stop()
+	require.Contains(t, say(), "connect to nats")
+}
+
+// Batches come in, are stored and trimmed all the while.
+func TestNothingUnderWayLooksWrong(t *testing.T) {
+	t.Parallel()
+	v := newVerified(t)
+	v.ingest(settings(), nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	var g errgroup.Group
+	g.Go(func() error {
+		return v.bus.Trimmer(bus.TrimConfig{ReplayWindow: time.Millisecond, HighWater: 0.8, Interval: 5 * time.Millisecond}, v.store.Probe).Run(ctx)
+	})
+	for range 4 {
+		collector, epoch := uuid.New(), uuid.Must(uuid.NewV7())
+		g.Go(func() error {
+			for n := uint64(1); ctx.Err() == nil; n++ {
+				id := uuid.Must(uuid.NewV7())
+				b := batchOf(collector, id, id.String(), 10)
+				b.Epoch, b.Sequence = epoch, n
+				b.Seal()
+				if _, err := v.bus.Publisher().Publish(context.WithoutCancel(ctx), b); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	inFlight := uint64(0)
+	for range 15 {
+		r := v.verify()
+		require.True(t, r.Clean(), "%+v", r)
+		for _, c := range r.Collectors {
+			inFlight += c.Batches[verify.InFlight]
+		}
+	}
+	cancel()
+	require.NoError(t, g.Wait())
+	require.NotZero(t, inFlight, "it was never looked at in between")
+	require.Greater(t, v.status().FirstSequence, uint64(1), "nothing was trimmed")
+	v.settled()
+	r := v.verify()
+	require.True(t, r.Clean())
+	require.Empty(t, r.Gaps)
 }

@@ -1,6 +1,7 @@
 package verify
 
 import (
+	"encoding/json"
 	"time"
 
 	"github.com/google/uuid"
@@ -55,6 +56,9 @@ type Report struct {
 	// letters. Unknown ones are of a version that this program does not know.
 	Unreadable uint64 `json:"unreadable"`
 	Unknown    uint64 `json:"unknown"`
+	// AckedInFlight is how many of the batches in flight, at least, have been
+	// acknowledged although they are not stored: out of turn, while others wait.
+	AckedInFlight uint64 `json:"acked_in_flight"`
 	// ReplayFrom and ReplayTo are the first and the last sequence of the stream
 	// that is replayable; zero: none.
 	ReplayFrom uint64 `json:"replay_from_seq,omitzero"`
@@ -70,7 +74,7 @@ func (r *Report) Clean() bool {
 			}
 		}
 	}
-	return r.MismatchCount == 0 && r.Unknown == 0
+	return r.MismatchCount+r.Unknown+r.AckedInFlight == 0
 }
 
 // Collector is what was found of one collector.
@@ -89,6 +93,15 @@ type Collector struct {
 
 // Counts is an amount by class.
 type Counts [classes]uint64
+
+// MarshalJSON writes them by the names of their classes.
+func (c Counts) MarshalJSON() ([]byte, error) {
+	named := map[Class]uint64{}
+	for class, n := range c {
+		named[Class(class)] = n
+	}
+	return json.Marshal(named)
+}
 
 // Number is a place in a collector's numbering; without epoch it is that of a
 // batch that has no number.

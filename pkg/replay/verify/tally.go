@@ -124,7 +124,7 @@ func (c *collector) epoch(id uuid.UUID) *epoch {
 func (e *epoch) asked(id uuid.UUID, inSight time.Time) (first, last uint64) {
 	last = max(e.last, e.named)
 	switch {
-	case !inSight.After(time.Unix(0, 0)), id.Version() == 7 && !began(id).Before(inSight):
+	case inSight.IsZero(), id.Version() == 7 && !began(id).Before(inSight):
 		return 1, last
 	case e.first == 0:
 		return 0, 0

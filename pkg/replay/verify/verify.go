@@ -23,10 +23,18 @@ import (
 
 // Stream is the stream as it can be read.
 type Stream interface {
-	// Acked returns the sequence up to which everything is acknowledged.
-	Acked(ctx context.Context) (incarnation string, floor uint64, err error)
+	// Acked tells how far the shared consumer is.
+	Acked(ctx context.Context) (Acked, error)
 	// All returns a reader of all that is on the stream now.
 	All(ctx context.Context) (incarnation string, r ingester.Reader, err error)
+}
+
+// Acked is how far the shared consumer is.
+type Acked struct {
+	Incarnation string // of the stream that the sequences are of
+	Floor       uint64 // everything up to here is acknowledged
+	Delivered   uint64 // everything up to here has been handed out
+	Pending     uint64 // messages that were handed out and are not acknowledged
 }
 
 // Ledger tells what the database says it holds.
@@ -75,24 +83,27 @@ type Verifier struct {
 // comes later than the ledger is seen on the stream, which is read last: there
 // each batch lies until long after it is stored.
 func (v *Verifier) Run(ctx context.Context, req Request) (Report, error) {
-	r := Report{From: req.From, To: req.To}
+	r := Report{From: req.From, To: req.To, Collectors: []Collector{}, Gaps: []Gap{}, Mismatches: []Mismatch{}}
 	t := newTally(req)
-	incarnation, floor, err := v.Stream.Acked(ctx)
+	acked, err := v.Stream.Acked(ctx)
 	if err != nil {
 		return r, fmt.Errorf("ask the stream: %w", err)
 	}
-	r.Known, err = v.Ledger.Numbers(ctx, req.From, req.To, req.Collectors, func(b *batch.Batch) error {
+	known, err := v.Ledger.Numbers(ctx, req.From, req.To, req.Collectors, func(b *batch.Batch) error {
 		t.add(b, Stored)
 		return nil
 	})
 	if err != nil {
 		return r, fmt.Errorf("read the ledger: %w", err)
 	}
+	if known.After(time.Unix(0, 0)) { // else it was never pruned
+		r.Known = known
+	}
 	buried, err := v.readLetters(ctx, t)
 	if err != nil {
 		return r, fmt.Errorf("read the dead letters: %w", err)
 	}
-	if err := v.readStream(ctx, t, &r, incarnation, floor, buried); err != nil {
+	if err := v.readStream(ctx, t, &r, acked, buried); err != nil {
 		return r, fmt.Errorf("read the stream: %w", err)
 	}
 	if err := v.lookAgain(ctx, t, r.Known); err != nil {
@@ -134,18 +145,23 @@ const (
 	stepBytes    = 16 << 20
 )
 
-func (v *Verifier) readStream(ctx context.Context, t *tally, r *Report, incarnation string, floor uint64, buried digests) error {
+func (v *Verifier) readStream(ctx context.Context, t *tally, r *Report, acked Acked, buried digests) error {
 	now, reader, err := v.Stream.All(ctx)
 	if err != nil {
 		return err
 	}
-	if now != incarnation {
+	if now != acked.Incarnation {
 		return fault.Wrap(fault.Conflict, errors.New("it was made anew meanwhile"))
 	}
+	var out handedOut
 	for {
 		step, err := reader.Next(ctx, stepMessages, stepBytes)
-		if err != nil || len(step) == 0 {
+		if err != nil {
 			return err
+		}
+		if len(step) == 0 {
+			out.report(r, acked)
+			return nil
 		}
 		items := r.items(step, t)
 		missing, err := v.Ledger.Missing(ctx, items)
@@ -155,15 +171,20 @@ func (v *Verifier) readStream(ctx context.Context, t *tally, r *Report, incarnat
 		for i := range items {
 			it := &items[i]
 			_, laidAside := buried[it.Digest]
-			switch {
-			case len(missing) > 0 && missing[0] == i:
+			stored := len(missing) == 0 || missing[0] != i
+			if !stored {
 				missing = missing[1:]
-				if laidAside {
-					continue // it was counted there
-				}
-				r.found(it, floor, t)
-			case it.Epoch != uuid.Nil:
+			}
+			switch {
+			case stored && it.Epoch != uuid.Nil: // the ledger may have it only now
 				t.add(it.Batch, Stored)
+			case stored, laidAside: // it was counted there
+			case it.Position.Sequence <= acked.Floor:
+				t.add(it.Batch, Replayable)
+				r.replay(it.Position.Sequence, t.within(it.Batch))
+			default:
+				t.add(it.Batch, InFlight)
+				out.see(it.Position.Sequence, acked)
 			}
 		}
 	}
@@ -186,20 +207,40 @@ func (r *Report) items(step []batch.Delivery, t *tally) []batch.Item {
 	return items
 }
 
-// found takes a batch that is on the stream and not in the ledger.
-func (r *Report) found(it *batch.Item, floor uint64, t *tally) {
-	if it.Position.Sequence > floor {
-		t.add(it.Batch, InFlight)
+// replay takes a sequence among those to be replayed if it was asked about.
+func (r *Report) replay(sequence uint64, asked bool) {
+	switch {
+	case !asked:
+		return
+	case r.ReplayFrom == 0 || sequence < r.ReplayFrom:
+		r.ReplayFrom = sequence
+	}
+	r.ReplayTo = max(r.ReplayTo, sequence)
+}
+
+// handedOut is what was handed out above the acknowledged floor and is not
+// stored. Which of it was acknowledged all the same nobody tells, but how many
+// were not: what is more than those was, and has been lost since.
+type handedOut struct {
+	first, last, count uint64
+}
+
+func (o *handedOut) see(sequence uint64, acked Acked) {
+	if sequence > acked.Delivered {
 		return
 	}
-	t.add(it.Batch, Replayable)
-	if !t.within(it.Batch) {
-		return
+	if o.count++; o.count == 1 {
+		o.first = sequence
 	}
-	if r.ReplayFrom == 0 {
-		r.ReplayFrom = it.Position.Sequence
+	o.last = sequence
+}
+
+func (o *handedOut) report(r *Report, acked Acked) {
+	if o.count > acked.Pending {
+		r.AckedInFlight = o.count - acked.Pending
+		r.replay(o.first, true)
+		r.replay(o.last, true)
 	}
-	r.ReplayTo = it.Position.Sequence
 }
 
 // lookAgain looks for what seems to be lost in the ledger as it is now, a day
