@@ -107,22 +107,35 @@ func (d *DeadLetters) Count(ctx context.Context) (uint64, error) {
 	return stream.CachedInfo().State.Msgs, nil
 }
 
-// List returns at most limit letters, oldest first. Its cost is two requests a
-// letter.
-func (d *DeadLetters) List(ctx context.Context, limit int) ([]batch.Letter, error) {
-	var letters []batch.Letter
-	for next := uint64(1); len(letters) < limit; {
+// List returns at most limit letters, oldest first.
+func (d *DeadLetters) List(ctx context.Context, limit int) (letters []batch.Letter, err error) {
+	if limit <= 0 {
+		return nil, nil
+	}
+	err = d.Each(ctx, func(l batch.Letter) (bool, error) {
+		letters = append(letters, l)
+		return len(letters) < limit, nil
+	})
+	return letters, err
+}
+
+// Each calls f with the letters, oldest first, until it returns false or an
+// error. Its cost is two requests a letter. Other errors than those of f are
+// fault.Unavailable.
+func (d *DeadLetters) Each(ctx context.Context, f func(batch.Letter) (more bool, err error)) error {
+	for next := uint64(1); ; {
 		msg, err := d.from(ctx, next)
 		if errors.Is(err, jetstream.ErrMsgNotFound) {
-			break
+			return nil
 		}
 		if err != nil {
-			return nil, unavailable(fmt.Sprintf("read letter %d", next), err)
+			return unavailable(fmt.Sprintf("read letter %d", next), err)
 		}
-		letters = append(letters, letterFrom(msg.Header, msg.Data))
+		if more, err := f(letterFrom(msg.Header, msg.Data)); err != nil || !more {
+			return err
+		}
 		next = msg.Sequence + 1
 	}
-	return letters, nil
 }
 
 // from returns the first letter at or after a sequence, so that gaps left by

@@ -90,9 +90,17 @@ func (w wholeStream) Acked(ctx context.Context) (verify.Acked, error) {
 	return verify.Acked{Incarnation: s.Incarnation, Floor: s.AckFloor, Delivered: s.Delivered, Pending: uint64(max(0, s.AckPending))}, err
 }
 
-// All returns a reader of all that is on the stream now.
-func (w wholeStream) All(ctx context.Context) (string, ingester.Reader, error) {
-	r, err := w.bus.Reader(ctx, 1, math.MaxUint64)
+// All returns a reader of what is on the stream now that arrived since then,
+// zero for everything.
+func (w wholeStream) All(ctx context.Context, since time.Time) (string, ingester.Reader, error) {
+	first := uint64(1)
+	if !since.IsZero() {
+		var err error
+		if first, err = w.bus.SequenceAt(ctx, since); err != nil {
+			return "", nil, err
+		}
+	}
+	r, err := w.bus.Reader(ctx, first, math.MaxUint64)
 	if err != nil {
 		return "", nil, err
 	}

@@ -140,6 +140,7 @@ func TestAReportOnWhatIsWholeIsClean(t *testing.T) {
 func TestEveryNumberIsWhereTheReportSays(t *testing.T) {
 	t.Parallel()
 	v := newVerified(t)
+	began := time.Now().Add(-time.Minute)
 	sent := v.send(1, 2)
 	three := poison(v.numbered(3))
 	v.publish(three)
@@ -158,13 +159,14 @@ func TestEveryNumberIsWhereTheReportSays(t *testing.T) {
 
 	r := v.verify()
 	require.False(t, r.Clean())
-	require.Equal(t, []verify.Gap{
+	want := []verify.Gap{
 		v.gap(verify.Lost, 1, 2, nil, three),
 		v.gap(verify.DeadLettered, 3, 3, three, three),
 		v.gap(verify.Replayable, 4, 5, sent[3], sent[4]),
 		v.gap(verify.Refused, 7, 7, sent[5], eight),
 		v.gap(verify.InFlight, 9, 10, sent[8], sent[9]),
-	}, r.Gaps)
+	}
+	require.Equal(t, want, r.Gaps)
 	require.EqualValues(t, 5, r.GapCount)
 	require.Len(t, r.Collectors, 1)
 	require.Equal(t, verify.Counts{
@@ -174,6 +176,11 @@ func TestEveryNumberIsWhereTheReportSays(t *testing.T) {
 	require.EqualValues(t, 4, r.ReplayFrom)
 	require.EqualValues(t, 5, r.ReplayTo)
 	require.Empty(t, r.Mismatches, "ledger and tables agree all the while")
+
+	v.purge(4) // the message of what is a letter now
+	require.Equal(t, want, v.verify().Gaps)
+	require.Equal(t, want, v.verify(func(req *verify.Request) { req.From = began }).Gaps, "all of it was sent since")
+	require.Len(t, v.verify(func(req *verify.Request) { req.List = 2 }).Gaps, 2)
 }
 
 func TestWhatIsOnlyUnderWayIsNoFault(t *testing.T) {

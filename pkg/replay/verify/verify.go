@@ -25,8 +25,9 @@ import (
 type Stream interface {
 	// Acked tells how far the shared consumer is.
 	Acked(ctx context.Context) (Acked, error)
-	// All returns a reader of all that is on the stream now.
-	All(ctx context.Context) (incarnation string, r ingester.Reader, err error)
+	// All returns a reader of all that is on the stream now and arrived since
+	// then, by the stream's clock; zero: ever.
+	All(ctx context.Context, since time.Time) (incarnation string, r ingester.Reader, err error)
 }
 
 // Acked is how far the shared consumer is.
@@ -57,7 +58,8 @@ type Tables interface {
 
 // Letters are the dead letters.
 type Letters interface {
-	Each(ctx context.Context, f func(batch.Letter) error) error
+	// Each calls f with the letters until it returns false or an error.
+	Each(ctx context.Context, f func(batch.Letter) (more bool, err error)) error
 }
 
 // Request says what to verify.
@@ -128,13 +130,13 @@ type digests map[[sha256.Size]byte]struct{}
 // is no batch has no number to be missed.
 func (v *Verifier) readLetters(ctx context.Context, t *tally) (digests, error) {
 	buried := digests{}
-	return buried, v.Letters.Each(ctx, func(l batch.Letter) error {
+	return buried, v.Letters.Each(ctx, func(l batch.Letter) (bool, error) {
 		b, err := batch.Unmarshal(l.Payload)
 		if err == nil {
 			buried[b.Digest] = struct{}{}
 			t.add(b, DeadLettered)
 		}
-		return nil
+		return true, nil
 	})
 }
 
@@ -145,8 +147,17 @@ const (
 	stepBytes    = 16 << 20
 )
 
+// clocksDiffer is how far a sender's clock may be ahead of the stream's, and
+// more: the gateways take 10 minutes unless they are told otherwise. What was
+// sent in the window, and every number between such, arrived after that.
+const clocksDiffer = time.Hour
+
 func (v *Verifier) readStream(ctx context.Context, t *tally, r *Report, acked Acked, buried digests) error {
-	now, reader, err := v.Stream.All(ctx)
+	since := t.From
+	if !since.IsZero() {
+		since = since.Add(-clocksDiffer)
+	}
+	now, reader, err := v.Stream.All(ctx, since)
 	if err != nil {
 		return err
 	}
