@@ -34,6 +34,7 @@ every server and hour are counted against the ledger. Batches of senders that do
 the stream alone. It changes nothing, and may run beside everything else.
 
   stored         in the ledger, and so in the tables
+  discarded      given up by people: in the ledger, without rows
   dead_lettered  laid aside: pganalytics deadletters
   in_flight      on the stream, not yet acknowledged; that is no fault
   replayable     on the stream, acknowledged and not stored: --fix, or pganalytics replay
@@ -116,7 +117,7 @@ func printReport(out io.Writer, r *verify.Report) error {
 	if r.Known.After(time.Unix(0, 0)) {
 		fmt.Fprintf(w, "The ledger knows what was sent since %s.\n\n", when(&r.Known))
 	}
-	fmt.Fprintln(w, "COLLECTOR\tEPOCHS\tSTORED\tDEAD\tIN-FLIGHT\tREPLAYABLE\tREFUSED\tLOST\tUNNUMBERED\tNEWEST\tSENT")
+	fmt.Fprintln(w, "COLLECTOR\tEPOCHS\tSTORED\tDISCARDED\tDEAD\tIN-FLIGHT\tREPLAYABLE\tREFUSED\tLOST\tUNNUMBERED\tNEWEST\tSENT")
 	for _, c := range r.Collectors {
 		fmt.Fprintf(w, "%s\t%d", c.ID, c.Epochs)
 		for _, n := range c.Batches {

@@ -69,7 +69,7 @@ func TestTextsOfVerifyAreGolden(t *testing.T) { // not parallel: the time zone
 func TestExitCodesOfVerifyTellWhetherSomebodyMustAct(t *testing.T) {
 	t.Parallel()
 	for class, bad := range map[verify.Class]bool{
-		verify.Stored: false, verify.InFlight: false, verify.Refused: false,
+		verify.Stored: false, verify.InFlight: false, verify.Refused: false, verify.Discarded: false,
 		verify.DeadLettered: true, verify.Replayable: true, verify.Lost: true,
 	} {
 		r := verify.Report{Collectors: []verify.Collector{{}}}

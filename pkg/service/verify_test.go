@@ -278,7 +278,7 @@ type moving struct {
 	then func()
 }
 
-func (m *moving) Numbers(ctx context.Context, from, to time.Time, of []uuid.UUID, f func(*batch.Batch) error) (time.Time, error) {
+func (m *moving) Numbers(ctx context.Context, from, to time.Time, of []uuid.UUID, f func(*batch.Batch, bool) error) (time.Time, error) {
 	floor, err := m.Store.Numbers(ctx, from, to, of, f)
 	if m.then != nil {
 		m.then()
@@ -428,4 +428,23 @@ func TestNothingUnderWayLooksWrong(t *testing.T) {
 	r := v.verify()
 	require.True(t, r.Clean())
 	require.Empty(t, r.Gaps)
+}
+
+func TestWhatWasDiscardedIsNotCalledStored(t *testing.T) {
+	t.Parallel()
+	v := newVerified(t)
+	sent := v.send(1)
+	given := v.numbered(2)
+	given.Seal()
+	v.publish(given)
+	nobody := func(context.Context, *pgx.Conn) error { return nil }
+	_, err := v.store.Discard(t.Context(), batch.Item{Batch: given}, "it was wrong", nobody)
+	require.NoError(t, err)
+	sent = append(sent, v.send(3)...)
+	v.ingested()
+	r := v.verify()
+	require.True(t, r.Clean())
+	require.Equal(t, []verify.Gap{v.gap(verify.Discarded, 2, 2, given, given)}, r.Gaps)
+	require.Equal(t, verify.Counts{verify.Stored: 2, verify.Discarded: 1}, r.Collectors[0].Batches)
+	require.Equal(t, 10*len(sent), v.rows())
 }

@@ -143,7 +143,8 @@ func TestNumbersComeInTheOrderTheyWereSent(t *testing.T) {
 		})
 	}
 	read := func(from, to time.Time, collectors ...uuid.UUID) (got []batch.Batch) {
-		floor, err := f.store.Numbers(t.Context(), from, to, collectors, func(b *batch.Batch) error {
+		floor, err := f.store.Numbers(t.Context(), from, to, collectors, func(b *batch.Batch, discarded bool) error {
+			require.False(t, discarded)
 			one := *b
 			one.Refused = append([]uint64(nil), b.Refused...)
 			got = append(got, one)

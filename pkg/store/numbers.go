@@ -18,7 +18,7 @@ import (
 // the ledger's index; all of it is sorted on the server's disk.
 const readNumbers = `
 select batch_id, collector_id, sent_at, coalesce(epoch, $4), coalesce(sequence, 0),
-       coalesce(previous_epoch, $4), coalesce(previous_sequence, 0), refused
+       coalesce(previous_epoch, $4), coalesce(previous_sequence, 0), refused, discarded is not null
 from ingest.batch
 where sent_at between $1 and $2 and ($3::uuid[] is null or collector_id = any($3))
 order by sent_at`
@@ -26,10 +26,10 @@ order by sent_at`
 // Numbers calls f for the ledger's batches of these collectors, all if there
 // are none, that were sent from one time to the other, both included and zero
 // for unbounded. It tells their ids, collectors, sent_at and numbering, in the
-// order of sent_at; the batch is f's only until it returns. floor is the time
+// order of sent_at, and whether they were discarded; the batch is f's only until it returns. floor is the time
 // before which the ledger had been pruned. It may take long; only ctx ends it.
 // Errors are f's, or classified like those of Load.
-func (s *Store) Numbers(ctx context.Context, from, to time.Time, collectors []uuid.UUID, f func(*batch.Batch) error) (floor time.Time, err error) {
+func (s *Store) Numbers(ctx context.Context, from, to time.Time, collectors []uuid.UUID, f func(b *batch.Batch, discarded bool) error) (floor time.Time, err error) {
 	err = s.session(ctx, func(ses session) error {
 		if _, err := ses.Exec(ctx, "begin isolation level repeatable read read only; set local statement_timeout = 0"); err != nil {
 			return ses.failed("begin", err)
@@ -53,18 +53,19 @@ func (s *Store) Numbers(ctx context.Context, from, to time.Time, collectors []uu
 	return floor.UTC(), nil
 }
 
-func eachNumber(rows pgx.Rows, f func(*batch.Batch) error) error {
+func eachNumber(rows pgx.Rows, f func(*batch.Batch, bool) error) error {
 	var b batch.Batch
 	var sequence, previous int64
 	var refused []int64
-	_, err := pgx.ForEachRow(rows, []any{&b.ID, &b.CollectorID, &b.SentAt, &b.Epoch, &sequence, &b.Previous.Epoch, &previous, &refused}, func() error {
+	var discarded bool
+	_, err := pgx.ForEachRow(rows, []any{&b.ID, &b.CollectorID, &b.SentAt, &b.Epoch, &sequence, &b.Previous.Epoch, &previous, &refused, &discarded}, func() error {
 		b.SentAt = b.SentAt.UTC()
 		b.Sequence, b.Previous.Sequence = natural(sequence), natural(previous)
 		b.Refused = b.Refused[:0]
 		for _, n := range refused {
 			b.Refused = append(b.Refused, natural(n))
 		}
-		return f(&b)
+		return f(&b, discarded)
 	})
 	return err
 }

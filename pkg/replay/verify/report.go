@@ -14,6 +14,7 @@ type Class uint8
 // first counts.
 const (
 	Stored       Class = iota // in the ledger, and so its rows in the tables
+	Discarded                 // given up by people: in the ledger without rows
 	DeadLettered              // laid aside, for people to retry or discard
 	InFlight                  // on the stream, not yet acknowledged
 	Replayable                // on the stream and acknowledged, but not in the ledger: a replay stores it
@@ -22,7 +23,7 @@ const (
 	classes
 )
 
-var classNames = [classes]string{"stored", "dead_lettered", "in_flight", "replayable", "refused", "lost"}
+var classNames = [classes]string{"stored", "discarded", "dead_lettered", "in_flight", "replayable", "refused", "lost"}
 
 // String returns the name as scripts read it.
 func (c Class) String() string { return classNames[c] }

@@ -23,6 +23,11 @@ func (s *spans) from(n uint64) int {
 	return sort.Search(len(*s), func(i int) bool { return (*s)[i].last >= n })
 }
 
+func (s *spans) has(n uint64) bool {
+	i := s.from(n)
+	return i < len(*s) && (*s)[i].first <= n
+}
+
 // add puts a number in; one that is there already changes nothing.
 func (s *spans) add(n uint64, at time.Time) {
 	i := s.from(n - 1) // the first that n touches, or that lies behind it

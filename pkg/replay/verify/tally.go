@@ -83,6 +83,9 @@ func (t *tally) add(b *batch.Batch, class Class) {
 		return
 	}
 	e := c.epoch(b.Epoch)
+	if class == Stored && e.numbering[Discarded].has(b.Sequence) {
+		class = Discarded // who saw it on the stream knows only that the ledger has it
+	}
 	e.numbering[class].add(b.Sequence, b.SentAt)
 	for _, n := range b.Refused {
 		if n > 0 {
@@ -100,6 +103,16 @@ func (t *tally) add(b *batch.Batch, class Class) {
 		before := c.epoch(b.Previous.Epoch)
 		before.named, before.namedAt = max(before.named, b.Previous.Sequence), b.SentAt
 	}
+}
+
+// entered notes what the ledger has.
+func (t *tally) entered(b *batch.Batch, discarded bool) error {
+	class := Stored
+	if discarded {
+		class = Discarded
+	}
+	t.add(b, class)
+	return nil
 }
 
 func newer(a, b Number) Number {

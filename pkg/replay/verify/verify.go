@@ -43,8 +43,8 @@ type Ledger interface {
 	// Numbers calls f for the ledger's batches of these collectors, all if there
 	// are none, that were sent from one time to the other, zero for unbounded.
 	// It tells the batches' id, collector, sent_at and numbering, in the order
-	// of sent_at. floor is the time before which the ledger has been pruned.
-	Numbers(ctx context.Context, from, to time.Time, collectors []uuid.UUID, f func(*batch.Batch) error) (floor time.Time, err error)
+	// of sent_at, and whether they were discarded. floor is the time before which the ledger has been pruned.
+	Numbers(ctx context.Context, from, to time.Time, collectors []uuid.UUID, f func(b *batch.Batch, discarded bool) error) (floor time.Time, err error)
 	// Missing returns the indexes of the items that it lacks.
 	Missing(ctx context.Context, items []batch.Item) ([]int, error)
 }
@@ -91,10 +91,7 @@ func (v *Verifier) Run(ctx context.Context, req Request) (Report, error) {
 	if err != nil {
 		return r, fmt.Errorf("ask the stream: %w", err)
 	}
-	known, err := v.Ledger.Numbers(ctx, req.From, req.To, req.Collectors, func(b *batch.Batch) error {
-		t.add(b, Stored)
-		return nil
-	})
+	known, err := v.Ledger.Numbers(ctx, req.From, req.To, req.Collectors, t.entered)
 	if err != nil {
 		return r, fmt.Errorf("read the ledger: %w", err)
 	}
@@ -270,9 +267,6 @@ func (v *Verifier) lookAgain(ctx context.Context, t *tally, known time.Time) err
 	if !to.IsZero() {
 		to = to.Add(stepped)
 	}
-	_, err := v.Ledger.Numbers(ctx, from, to, collectors, func(b *batch.Batch) error {
-		t.add(b, Stored)
-		return nil
-	})
+	_, err := v.Ledger.Numbers(ctx, from, to, collectors, t.entered)
 	return err
 }
