@@ -27,7 +27,10 @@ func TestTheRunbooksWorkAsTheyStand(t *testing.T) {
 	var ran atomic.Int32
 	scenarios := map[string]func(*testing.T, *book){
 		"the database is away":     databaseAway,
+		"restored from a backup":   restoredFromABackup,
 		"a standby was behind":     standbyBehind,
+		"a wrong batch":            wrongBatch,
+		"dead letters":             deadLetters,
 		"a nats server is lost":    natsServerLost,
 		"the stream is full":       streamFull,
 		"no ingester":              noIngester,
@@ -110,6 +113,24 @@ func rewound(t *testing.T, flags ...string) *system {
 	cluster.Restore(backup)
 	cluster.Start()
 	return s
+}
+
+func restoredFromABackup(t *testing.T, b *book) {
+	s := rewound(t, "--auto-rewind", "1ns")
+	p := s.page(b, "The database is lost and restored from a backup")
+	s.eventually("it is noticed", func() bool {
+		out, status := p.run(0)
+		return status == 0 && strings.Contains(out, "rewind: ")
+	})
+	out, status := s.page(b, "").run(0)
+	require.Equal(t, 2, status)
+	require.Contains(t, out, "FIRST: the database went back in time")
+	require.Contains(t, out, "docs/operations.md: "+p.title)
+	out, status = p.run(1)
+	require.Zero(t, status, out)
+	s.stored(5)
+	out, status = p.run(2)
+	require.Zero(t, status, out)
 }
 
 func standbyBehind(t *testing.T, b *book) {

@@ -45,6 +45,11 @@ func (p *parts) page(b *book, title string) *page {
 
 // publish sends a batch without rows of some size.
 func (p *parts) publish(size int) error {
+	_, err := p.bus.Publisher().Publish(p.t.Context(), emptyBatch(size))
+	return err
+}
+
+func emptyBatch(size int) *batch.Batch {
 	id := uuid.Must(uuid.NewV7())
 	at := time.Unix(id.Time().UnixTime()).UTC().Truncate(time.Millisecond)
 	b := &batch.Batch{
@@ -52,8 +57,7 @@ func (p *parts) publish(size int) error {
 		Labels: []batch.Label{{Name: "x", Value: strings.Repeat("x", size)}},
 	}
 	b.Seal()
-	_, err := p.bus.Publisher().Publish(p.t.Context(), b)
-	return err
+	return b
 }
 
 func natsServerLost(t *testing.T, b *book) {
