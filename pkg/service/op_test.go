@@ -52,8 +52,8 @@ func (l *line) enrolled(status string, storedAgo string, ends time.Duration) {
 insert into identity.collector (id, name, hostname, address, version, status, generation, created_at, updated_at)
 values ($1, $2, '', '', '', $3, 1, now(), now()) returning id)
 insert into identity.certificate (thumbprint, collector_id, generation, serial, key_hash, der, not_before, not_after)
-select 'sha256:' || repeat($4, 64), id, 1, $2, decode(repeat('00', 32), 'hex'), '', now(), now() + $5::interval from k returning 1`,
-		id, "k"+id.String()[:8], status, id.String()[:1], ends)
+select 'sha256:' || encode(sha256(id::text::bytea), 'hex'), id, 1, $2, decode(repeat('00', 32), 'hex'), '', now(), now() + $4::interval from k returning 1`,
+		id, "k"+id.String(), status, ends)
 	if storedAgo == "" {
 		return
 	}
