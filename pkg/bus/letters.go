@@ -80,7 +80,7 @@ var letterID = regexp.MustCompile(`^([0-9a-f-]{36}\.[0-9a-f-]{36}\.)?[0-9a-f]{16
 // fault.Conflict when the ID is that of several, else fault.Unavailable.
 func (d *DeadLetters) Get(ctx context.Context, id string) (batch.FiledLetter, error) {
 	if !letterID.MatchString(id) {
-		return batch.FiledLetter{}, fault.New(fault.NotFound, "no_letter", fmt.Sprintf("%q is no id of a letter", id))
+		return batch.FiledLetter{}, fault.New(fault.NotFound, "not_found", fmt.Sprintf("%q is no id of a letter", id))
 	}
 	filter := d.bus.names.dead + id
 	if !strings.Contains(id, ".") {
@@ -94,7 +94,7 @@ func (d *DeadLetters) Get(ctx context.Context, id string) (batch.FiledLetter, er
 	}
 	msg, err := stream.GetMsg(ctx, 1, jetstream.WithGetMsgSubject(filter))
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return batch.FiledLetter{}, fault.New(fault.NotFound, "no_letter", "there is no letter "+id)
+		return batch.FiledLetter{}, fault.New(fault.NotFound, "not_found", "there is no letter "+id)
 	}
 	if err != nil {
 		return batch.FiledLetter{}, unavailable("read letter "+id, err)
@@ -102,7 +102,7 @@ func (d *DeadLetters) Get(ctx context.Context, id string) (batch.FiledLetter, er
 	other, err := stream.GetMsg(ctx, msg.Sequence+1, jetstream.WithGetMsgSubject(filter))
 	switch {
 	case err == nil:
-		return batch.FiledLetter{}, fault.New(fault.Conflict, "two_letters", fmt.Sprintf("letters %s and %s have that id: give one of these instead",
+		return batch.FiledLetter{}, fault.New(fault.Conflict, "conflict", fmt.Sprintf("letters %s and %s have that id: give one of these instead",
 			strings.TrimPrefix(msg.Subject, d.bus.names.dead), strings.TrimPrefix(other.Subject, d.bus.names.dead)))
 	case !errors.Is(err, jetstream.ErrMsgNotFound):
 		return batch.FiledLetter{}, unavailable("read letter "+id, err)

@@ -129,7 +129,12 @@ func (p *process) ingest(ctx context.Context, flags *IngestFlags, db *DatabaseFl
 	if err := p.retry(ctx, "compare the database with the stream", recovery.Check); err != nil {
 		return err
 	}
-	p.part("trimmer", b.Trimmer(flags.TrimFlags.config(), vouch(b, st)).Run)
+	vouch := vouch(b, st)
+	// Before the first load, so that it says from where on it may get lost.
+	if err := p.retry(ctx, "tell the database how far the stream is stored", vouch); err != nil {
+		return err
+	}
+	p.part("trimmer", b.Trimmer(flags.TrimFlags.config(), vouch).Run)
 	p.part("recovery", recovery.Run)
 	k := &keeper{store: st, bus: b, every: flags.MaintainEvery, log: p.log}
 	p.part("maintenance", k.run)

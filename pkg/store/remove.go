@@ -96,7 +96,7 @@ func lockEntry(ctx context.Context, ses session, b *batch.Batch) (discarded bool
 where sent_at = $1 and collector_id = $2 and batch_id = $3 for update`, keyOf(b).time(), b.CollectorID, b.ID).Scan(&sum, &discarded)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
-		return false, fault.New(fault.NotFound, "not_stored", "the ledger does not have the batch")
+		return false, fault.New(fault.NotFound, "not_found", "the ledger does not have the batch")
 	case err != nil:
 		return false, ses.failed("read the ledger", err)
 	case digest(sum) != b.Digest:

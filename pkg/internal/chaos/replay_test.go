@@ -42,7 +42,8 @@ func TestAReplayThatIsKilledGoesOnWhereItWas(t *testing.T) {
 	for range 3 {
 		before := s.batches()
 		cmd, out := s.replay(flags...)
-		s.eventually("it has begun", func() bool { return s.batches() >= before+50 })
+		s.eventually("it has begun", s.replaying)
+		s.eventually("it gets on", func() bool { return s.batches() >= before+50 })
 		require.NoError(t, cmd.Process.Kill())
 		require.Error(t, cmd.Wait(), out.text())
 		flags = []string{"--resume"}

@@ -2,12 +2,15 @@ package chaos
 
 import (
 	"context"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
+	"pganalytics/pkg/bus"
 	"pganalytics/pkg/internal/testdb"
 )
 
@@ -17,6 +20,14 @@ func (s *site) held() bool {
 	holds, err := s.bus.Holds().List(context.Background())
 	require.NoError(s.t, err)
 	return len(holds) > 0
+}
+
+// replaying tells whether a replay has begun and not ended.
+func (s *site) replaying() bool {
+	s.t.Helper()
+	holds, err := s.bus.Holds().List(context.Background())
+	require.NoError(s.t, err)
+	return slices.ContainsFunc(holds, func(h bus.Hold) bool { return strings.HasPrefix(h.Name, "replay-") })
 }
 
 // filled waits until what the database lost is stored again, which is when

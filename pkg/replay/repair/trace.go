@@ -109,13 +109,13 @@ func (b *Bench) Remove(ctx context.Context, collector, id uuid.UUID, discard str
 		return nil, err
 	}
 	if len(t.Ledger) == 0 {
-		return nil, fault.New(fault.NotFound, "not_stored", "the ledger does not have batch "+id.String())
+		return nil, fault.New(fault.NotFound, "not_found", "the ledger does not have batch "+id.String())
 	}
 	if err := b.messages(ctx, collector, id, &t); err != nil {
 		return nil, err
 	}
 	if t.stored == nil {
-		return nil, fault.New(fault.NotFound, "not_on_stream",
+		return nil, fault.New(fault.NotFound, "not_found",
 			fmt.Sprintf("what is stored of batch %s is no longer on the stream: it cannot be told which rows are its own", id))
 	}
 	act := Act{Action: "batch.remove", ResourceType: "batch", ResourceID: collector.String() + "/" + id.String(), Changes: map[string]any{
