@@ -17,17 +17,6 @@ import (
 // costs what the stream saves.
 const packFrom = 256
 
-// A large section is packed only if its first sampleBytes become leastGain
-// times smaller. Less does not give back the CPU time: 250 rows of 20 random
-// counters become 2.3 times smaller, which takes 250 us at both ends and saves
-// the stream 80. A small one costs the stream by the message and not by the
-// byte, so it is packed for the room that it takes.
-const (
-	sampleFrom  = 16 << 10
-	sampleBytes = 4 << 10
-	leastGain   = 3
-)
-
 // MaxTupleBytes bounds the bytes of tuples in one envelope, for a packed
 // section is small whatever it expands to. No batch has more: it was within
 // the stream's largest message before it was packed, and NATS allows 64 MiB.
@@ -56,7 +45,6 @@ func (w *writer) pack(sections []Section) (version uint64) {
 		switch {
 		case s.packed != nil:
 			p = block{sectionPacked, s.packed}
-		case len(s.Tuples) >= sampleFrom && len(s2.Encode(arena, s.Tuples[:sampleBytes])) > sampleBytes/leastGain:
 		case len(s.Tuples) >= packFrom:
 			packed := s2.Encode(arena, s.Tuples)
 			if len(packed) <= len(s.Tuples)-len(s.Tuples)/8 {

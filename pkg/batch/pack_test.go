@@ -43,23 +43,6 @@ func wide(rows, sections int) *batch.Batch {
 	return b
 }
 
-func TestALargeSectionIsPackedOnlyIfThatGivesBackItsTime(t *testing.T) {
-	t.Parallel()
-	random := wide(1000, 1)
-	data, err := random.Marshal()
-	require.NoError(t, err)
-	require.EqualValues(t, 1, versionOf(t, data), "2.3 times smaller is not enough")
-
-	alike := wide(1, 1)
-	s := &alike.Sections[0]
-	s.Rows, s.Tuples = 1000, bytes.Repeat(s.Tuples, 1000)
-	alike.Seal()
-	data, err = alike.Marshal()
-	require.NoError(t, err)
-	require.EqualValues(t, 2, versionOf(t, data))
-	require.Less(t, len(data), alike.TupleBytes()/10)
-}
-
 func versionOf(t *testing.T, data []byte) uint32 {
 	t.Helper()
 	m := &batchpb.Batch{}
@@ -69,7 +52,7 @@ func versionOf(t *testing.T, data []byte) uint32 {
 
 func TestRowsArePackedAndComeBackAsTheyWere(t *testing.T) {
 	t.Parallel()
-	b := wide(50, 3)
+	b := wide(100, 3)
 	b.Sections = append(b.Sections, sample().Sections[0]) // too small to be packed
 	b.Seal()
 	data, err := b.Marshal()
