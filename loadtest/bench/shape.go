@@ -26,8 +26,8 @@ type shape struct {
 }
 
 var (
-	narrow = shape{name: "json_narrow", family: "bench_narrow", values: 1, rows: 1000, batches: 400, gate: 0.65, target: 0.9}
-	wide   = shape{name: "json_wide", family: "bench_wide", values: 20, rows: 1000, batches: 100, gate: 0.45, target: 0.65}
+	narrow = shape{name: "json_narrow", family: "bench_narrow", values: 1, rows: 1000, batches: 1600, gate: 0.65, target: 0.9}
+	wide   = shape{name: "json_wide", family: "bench_wide", values: 20, rows: 1000, batches: 400, gate: 0.45, target: 0.65}
 	shapes = []shape{narrow, wide}
 )
 
