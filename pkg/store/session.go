@@ -33,7 +33,9 @@ const (
 type session struct{ *pgx.Conn }
 
 // session runs f on a session of the pool. A session on which f failed is
-// not used again: what is left on its wire and in it is not worth finding out.
+// not used again, what is left on its wire and in it is not worth finding out:
+// unless the rows were at fault, and the database has rolled back. A sender of
+// bad rows only would else cost a new session with each of its batches.
 func (s *Store) session(ctx context.Context, f func(session) error) error {
 	conn, err := s.pool.Acquire(ctx)
 	if err != nil {
@@ -42,10 +44,24 @@ func (s *Store) session(ctx context.Context, f func(session) error) error {
 	defer conn.Release() // which destroys a closed one
 	ses := session{conn.Conn()}
 	if err := f(ses); err != nil {
-		ses.discard(ctx)
+		if fault.ClassOf(err) != fault.Invalid || !ses.rollback(ctx) {
+			ses.discard(ctx)
+		}
 		return err
 	}
 	return nil
+}
+
+// rollback ends the transaction and reports whether the session is as good as
+// before it.
+func (ses session) rollback(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanup)
+	defer cancel()
+	if ses.IsClosed() {
+		return false
+	}
+	_, err := ses.Exec(ctx, "rollback")
+	return err == nil && ses.PgConn().TxStatus() == 'I'
 }
 
 // discard rolls back, if it still can, before it closes: the database notices
