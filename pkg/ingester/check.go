@@ -20,7 +20,7 @@ const checkBack = 20
 func (r *Recovery) Check(ctx context.Context) error {
 	missing, unacked, err := r.newest(ctx)
 	if err == nil && len(missing) > unacked {
-		missing, err = r.unburied(ctx, missing)
+		missing, err = r.notBuried(ctx, missing)
 	}
 	switch {
 	case err != nil:
@@ -89,8 +89,8 @@ func (r *Recovery) eachMissing(ctx context.Context, reader Reader, f func([]batc
 	}
 }
 
-// unburied returns the items that do not lie in the dead letters.
-func (r *Recovery) unburied(ctx context.Context, items []batch.Item) ([]batch.Item, error) {
+// notBuried returns the items that do not lie in the dead letters.
+func (r *Recovery) notBuried(ctx context.Context, items []batch.Item) ([]batch.Item, error) {
 	var rest []batch.Item
 	for _, it := range items {
 		buried, err := r.letters.Buried(ctx, it.Batch)

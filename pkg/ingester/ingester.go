@@ -142,8 +142,9 @@ func (in *Ingester) handle(ctx context.Context, fetched []batch.Delivery) (rows 
 }
 
 // replay does the same with messages that were acknowledged before. It returns
-// how many of them were not brought to their end.
-func (in *Ingester) replay(ctx context.Context, fetched []batch.Delivery) (left int) {
+// those that were not brought to their end; the batch of one that a newer
+// gateway has written is nil.
+func (in *Ingester) replay(ctx context.Context, fetched []batch.Delivery) (left []*batch.Batch) {
 	hand := newHand(fetched)
 	for _, m := range hand.messages {
 		m.replayed = true
@@ -151,7 +152,7 @@ func (in *Ingester) replay(ctx context.Context, fetched []batch.Delivery) (left 
 	in.storeAll(ctx, hand)
 	for _, m := range hand.messages {
 		if !m.ended {
-			left++
+			left = append(left, m.batch)
 		}
 	}
 	return left
