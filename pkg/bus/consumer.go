@@ -93,19 +93,23 @@ func (c *Consumer) delivery(msg *nats.Msg, incarnation string) (batch.Delivery, 
 		m.redelivered.Inc()
 	}
 	return batch.Delivery{
-		Position: batch.Position{
-			Sequence:    meta.Sequence.Stream,
-			Incarnation: incarnation,
-			Delivered:   meta.NumDelivered,
-			StoredAt:    meta.Timestamp.UTC(),
-		},
-		Subject: msg.Subject,
-		Payload: msg.Data,
-		Ack:     func(context.Context) error { return c.ack(msg, meta.Sequence.Stream) },
+		Position: positionOf(meta, incarnation),
+		Subject:  msg.Subject,
+		Payload:  msg.Data,
+		Ack:      func(context.Context) error { return c.ack(msg, meta.Sequence.Stream) },
 		Extend: func() error {
 			return unavailable(fmt.Sprintf("extend message %d", meta.Sequence.Stream), msg.InProgress())
 		},
 	}, nil
+}
+
+func positionOf(meta *nats.MsgMetadata, incarnation string) batch.Position {
+	return batch.Position{
+		Sequence:    meta.Sequence.Stream,
+		Incarnation: incarnation,
+		Delivered:   meta.NumDelivered,
+		StoredAt:    meta.Timestamp.UTC(),
+	}
 }
 
 // ack sends the acknowledgement without waiting for an answer: if it gets lost

@@ -120,16 +120,11 @@ func (r *Reader) deliveries(msgs []*nats.Msg) []batch.Delivery {
 // readAgain is a message that stays where it is.
 func readAgain(msg *nats.Msg, meta *nats.MsgMetadata, incarnation string) batch.Delivery {
 	return batch.Delivery{
-		Position: batch.Position{
-			Sequence:    meta.Sequence.Stream,
-			Incarnation: incarnation,
-			Delivered:   meta.NumDelivered,
-			StoredAt:    meta.Timestamp.UTC(),
-		},
-		Subject: msg.Subject,
-		Payload: msg.Data,
-		Ack:     func(context.Context) error { return nil },
-		Extend:  func() error { return nil },
+		Position: positionOf(meta, incarnation),
+		Subject:  msg.Subject,
+		Payload:  msg.Data,
+		Ack:      func(context.Context) error { return nil },
+		Extend:   func() error { return nil },
 	}
 }
 

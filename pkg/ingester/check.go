@@ -89,13 +89,15 @@ func (r *Recovery) eachMissing(ctx context.Context, reader Reader, f func([]batc
 	}
 }
 
-// notBuried returns the items that do not lie in the dead letters.
-func (r *Recovery) notBuried(ctx context.Context, items []batch.Item) ([]batch.Item, error) {
-	var rest []batch.Item
+// notBuried returns the items that do not lie in the dead letters. One without
+// a batch cannot be looked for.
+func (r *Recovery) notBuried(ctx context.Context, items []batch.Item) (rest []batch.Item, err error) {
 	for _, it := range items {
-		buried, err := r.letters.Buried(ctx, it.Batch)
-		if err != nil {
-			return nil, err
+		buried := false
+		if it.Batch != nil {
+			if buried, err = r.letters.Buried(ctx, it.Batch); err != nil {
+				return nil, err
+			}
 		}
 		if !buried {
 			rest = append(rest, it)

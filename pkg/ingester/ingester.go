@@ -144,7 +144,7 @@ func (in *Ingester) handle(ctx context.Context, fetched []batch.Delivery) (rows 
 // replay does the same with messages that were acknowledged before. It returns
 // those that were not brought to their end; the batch of one that a newer
 // gateway has written is nil.
-func (in *Ingester) replay(ctx context.Context, fetched []batch.Delivery) (left []*batch.Batch) {
+func (in *Ingester) replay(ctx context.Context, fetched []batch.Delivery) (left []batch.Item) {
 	hand := newHand(fetched)
 	for _, m := range hand.messages {
 		m.replayed = true
@@ -152,7 +152,7 @@ func (in *Ingester) replay(ctx context.Context, fetched []batch.Delivery) (left 
 	in.storeAll(ctx, hand)
 	for _, m := range hand.messages {
 		if !m.ended {
-			left = append(left, m.batch)
+			left = append(left, batch.Item{Batch: m.batch, Position: m.Position})
 		}
 	}
 	return left

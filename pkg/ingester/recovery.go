@@ -188,11 +188,13 @@ func (r *Recovery) fill(ctx context.Context, gap Gap) error {
 			return nil
 		}
 		replayed += len(fetched)
-		some, err := r.unburied(ctx, r.in.replay(ctx, fetched))
+		// One that was buried before the database went back need not fail anew
+		// to be done with.
+		some, err := r.notBuried(ctx, r.in.replay(ctx, fetched))
 		if err != nil {
 			return err
 		}
-		left += some
+		left += len(some)
 		r.metrics.replayed.Add(float64(len(fetched)))
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -211,23 +213,6 @@ func (r *Recovery) fill(ctx context.Context, gap Gap) error {
 	r.metrics.held(Gap{}, false)
 	r.log.Info("what the database lost is stored again", "from_sequence", gap.From, "to_sequence", gap.To, "batches", replayed)
 	return nil
-}
-
-// unburied counts the batches that do not lie in the dead letters: one that was
-// buried before the database went back need not fail anew to be done with.
-func (r *Recovery) unburied(ctx context.Context, left []*batch.Batch) (n int, err error) {
-	for _, b := range left {
-		buried := false
-		if b != nil {
-			if buried, err = r.letters.Buried(ctx, b); err != nil {
-				return n, err
-			}
-		}
-		if !buried {
-			n++
-		}
-	}
-	return n, nil
 }
 
 // small reports whether a gap that begins with a message of that time may be

@@ -110,16 +110,9 @@ func (p *process) ingest(ctx context.Context, flags *IngestFlags, db *DatabaseFl
 	p.closeLater(func() error { st.Close(); return nil })
 	p.check("database", st.Probe)
 
-	var consumer *bus.Consumer
-	err = p.retry(ctx, "open the stream", func(ctx context.Context) (err error) {
-		consumer, err = b.Consumer(ctx)
-		return err
-	})
+	consumer, err := p.consumer(ctx, b, flags.FetchBytes)
 	if err != nil {
 		return err
-	}
-	if least := 2 * b.MaxPayload(); int64(flags.FetchBytes) < least {
-		return fmt.Errorf("fetch-bytes: %d is below twice the largest message of the NATS server, %d", flags.FetchBytes, least)
 	}
 	in, err := ingester.New(flags.Config, consumer, st, b.DeadLetters(), p.log, p.registry)
 	if err != nil {
@@ -140,6 +133,21 @@ func (p *process) ingest(ctx context.Context, flags *IngestFlags, db *DatabaseFl
 	p.part("maintenance", k.run)
 	p.part("ingester", in.Run)
 	return nil
+}
+
+// consumer opens the shared consumer, once the stream is there.
+func (p *process) consumer(ctx context.Context, b *bus.Bus, fetchBytes int) (consumer *bus.Consumer, err error) {
+	err = p.retry(ctx, "open the stream", func(ctx context.Context) error {
+		consumer, err = b.Consumer(ctx)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if least := 2 * b.MaxPayload(); int64(fetchBytes) < least {
+		return nil, fmt.Errorf("fetch-bytes: %d is below twice the largest message of the NATS server, %d", fetchBytes, least)
+	}
+	return consumer, nil
 }
 
 // vouch returns what the trimmer asks in each round: whether the database takes

@@ -44,36 +44,32 @@ func (s *Store) session(ctx context.Context, f func(session) error) error {
 	defer conn.Release() // which destroys a closed one
 	ses := session{conn.Conn()}
 	if err := f(ses); err != nil {
-		if fault.ClassOf(err) != fault.Invalid || !ses.rollback(ctx) {
-			ses.discard(ctx)
+		if rolledBack := ses.rollback(ctx); !rolledBack || fault.ClassOf(err) != fault.Invalid {
+			_ = ses.close(ctx) // it failed before, and it is gone either way
 		}
 		return err
 	}
 	return nil
 }
 
-// rollback ends the transaction and reports whether the session is as good as
-// before it.
+// rollback ends the transaction, if there is one, and reports whether the
+// session is as good as before it. It comes before a close too: the database
+// notices that a moment later, and till then the locks of the failed
+// transaction would be in the way of the next try.
 func (ses session) rollback(ctx context.Context) bool {
+	if ses.IsClosed() || ses.PgConn().TxStatus() == 'I' {
+		return !ses.IsClosed()
+	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanup)
 	defer cancel()
-	if ses.IsClosed() {
-		return false
-	}
 	_, err := ses.Exec(ctx, "rollback")
 	return err == nil && ses.PgConn().TxStatus() == 'I'
 }
 
-// discard rolls back, if it still can, before it closes: the database notices
-// the close a moment later, and till then the locks of the failed transaction
-// would be in the way of the next try.
-func (ses session) discard(ctx context.Context) {
+func (ses session) close(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanup)
 	defer cancel()
-	if !ses.IsClosed() && ses.PgConn().TxStatus() != 'I' {
-		_, _ = ses.Exec(ctx, "rollback") // the close does it too
-	}
-	_ = ses.Close(ctx) // it failed before, and it is gone either way
+	return ses.Close(ctx)
 }
 
 // failed classifies an error of this session.
