@@ -44,7 +44,7 @@ func role(*testing.M) bool {
 
 func TestKilledIngesterLosesNothingAndStoresNothingTwice(t *testing.T) {
 	t.Parallel()
-	const kills, each, rows = 20, 40, 50
+	const kills, each, rows = 20, 150, 50
 	l := newLine(t, lineConfig{bus: bus.Config{AckWait: time.Second}})
 	dir := t.TempDir()
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "probe.yaml"), []byte(family), 0o600))
