@@ -3,14 +3,27 @@ package main
 import (
 	"bytes"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 )
 
 var update = flag.Bool("update", false, "rewrite golden files")
+
+// Golden files have times of UTC. The process is begun again with that zone,
+// for imported packages have goroutines that read it before any test runs.
+func TestMain(m *testing.M) {
+	if os.Getenv("TZ") != "UTC" {
+		_ = os.Setenv("TZ", "UTC")
+		fmt.Fprintln(os.Stderr, "begin again in UTC:", syscall.Exec("/proc/self/exe", os.Args, os.Environ()))
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
 
 func TestHelpOfEveryCommandIsGolden(t *testing.T) { // not parallel: help is wrapped by COLUMNS
 	t.Setenv("COLUMNS", "")

@@ -47,9 +47,6 @@ func aReport() verify.Report {
 }
 
 func TestTextsOfVerifyAreGolden(t *testing.T) { // not parallel: the time zone
-	local := time.Local
-	time.Local = time.UTC
-	t.Cleanup(func() { time.Local = local })
 	var out bytes.Buffer
 	r := aReport()
 	require.NoError(t, printReport(&out, &r))
