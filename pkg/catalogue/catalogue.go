@@ -44,6 +44,28 @@ func ParseScope(name string) (Scope, error) {
 	return Scope(i), err
 }
 
+// Preset is a named choice of families. Each contains the ones before it, so
+// it also says how much a family matters.
+type Preset uint8
+
+// The presets.
+const (
+	Minimal    Preset = iota + 1 // what tells that a server is well
+	Standard                     // what a DBA looks at every day
+	Exhaustive                   // all
+)
+
+var presetNames = [...]string{Minimal: "minimal", Standard: "standard", Exhaustive: "exhaustive"}
+
+// String returns the preset's name in files.
+func (p Preset) String() string { return nameOf("preset", presetNames[:], uint8(p)) }
+
+// ParsePreset returns the preset of that name.
+func ParsePreset(name string) (Preset, error) {
+	i, err := parseName("preset", presetNames[:], name)
+	return Preset(i), err
+}
+
 // Kind says what a column's value means.
 type Kind uint8
 
@@ -91,12 +113,36 @@ type Column struct {
 	Unit    string
 	Help    string
 	NotNull bool // true for key columns
+
+	// QueryText marks text that people or programs sent to a server: it may
+	// hold literals, and so secrets.
+	QueryText bool
 }
+
+// RowsTotal is a bigint column that a query's result may have beside the
+// family's: how many rows there would have been without the limit.
+const RowsTotal = "rows_total"
 
 // Query reads a family from servers of a range of versions.
 type Query struct {
-	MinVersion int    // PostgreSQL major version
-	SQL        string // its result columns are named and typed as the family's, in any order
+	MinVersion int // PostgreSQL major version
+
+	// SQL gives columns named and typed as the family's, in any order, and may
+	// give RowsTotal. If it has a $1, that is the most rows to return, a
+	// bigint.
+	SQL string
+
+	// Keys, only of a dimension, gives the key columns alone and has the $1.
+	// SQL then has a parameter for each key column in their order, an array of
+	// its type, and returns the rows of these keys: contents are read only for
+	// keys that were not sent yet.
+	Keys string
+}
+
+// Requires is what must be there in a database for a family to be read from it.
+type Requires struct {
+	Extension string // name of an extension
+	Function  string // schema-qualified name of a function that the collector's role may execute
 }
 
 // Family is one metric family and the table that holds it.
@@ -105,6 +151,9 @@ type Family struct {
 	Description string
 	Dimension   bool // immutable content stored once by key, not a time series
 	Scope       Scope
+	Preset      Preset // the smallest preset that has it
+	Requires    Requires
+	Setup       string // SQL that an administrator runs once in every database, such as to create Requires.Function; may be empty
 	Interval    time.Duration
 	Retention   time.Duration
 	Chunk       time.Duration // time range of one chunk; zero for a dimension

@@ -35,15 +35,15 @@ var (
 	// tables that stand beside the families in the same schema.
 	reservedFamilies = []string{"server", "samples", "series"}
 	// columns that every table has, and the names that PostgreSQL keeps.
-	reservedColumns = []string{"time", "server_id", "tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"}
+	reservedColumns = []string{"time", "server_id", RowsTotal, "tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"}
 	// columns that a dimension's table has besides.
 	dimensionColumns = []string{"content_hash", "first_seen", "last_seen"}
 )
 
 // family reads the whole file.
 func (p *parser) family(n *yaml.Node) (*Family, int) {
-	in, ok := p.fields(n, "a family", "name", "description", "kind", "scope", "interval", "retention",
-		"chunk", "key", "changed_by", "columns", "queries")
+	in, ok := p.fields(n, "a family", "name", "description", "kind", "scope", "preset", "requires", "setup",
+		"interval", "retention", "chunk", "key", "changed_by", "columns", "queries")
 	if !ok {
 		return nil, 0
 	}
@@ -59,6 +59,12 @@ func (p *parser) family(n *yaml.Node) (*Family, int) {
 		}
 	}
 	f.Scope = parse(p, p.required(n, in, "scope"), "scope", ParseScope)
+	f.Preset = Standard
+	if v := in["preset"]; v != nil {
+		f.Preset = parse(p, v, "preset", ParsePreset)
+	}
+	p.requires(in["requires"], f)
+	f.Setup = strings.TrimSpace(p.text(in["setup"], "setup"))
 	p.lifetime(n, in, f)
 	p.columns(p.required(n, in, "columns"), f)
 	p.keys(n, in, f)
@@ -80,6 +86,17 @@ func (p *parser) familyName(n *yaml.Node) string {
 		return name
 	}
 	return ""
+}
+
+// requires reads what must be there on a server.
+func (p *parser) requires(n *yaml.Node, f *Family) {
+	if n == nil {
+		return
+	}
+	if in, ok := p.fields(n, "requires", "extension", "function"); ok {
+		f.Requires.Extension = p.text(in["extension"], "extension")
+		f.Requires.Function = p.text(in["function"], "function")
+	}
 }
 
 // lifetime reads how often the family is taken and how long it is kept.
@@ -119,7 +136,7 @@ func (p *parser) columns(n *yaml.Node, f *Family) {
 // column appends the column, so that a reference to a half right one is no
 // second fault.
 func (p *parser) column(n *yaml.Node, f *Family) {
-	in, ok := p.fields(n, "a column", "name", "type", "kind", "unit", "help")
+	in, ok := p.fields(n, "a column", "name", "type", "kind", "unit", "help", "query_text")
 	if !ok {
 		return
 	}
@@ -146,6 +163,9 @@ func (p *parser) column(n *yaml.Node, f *Family) {
 	}
 	c.Unit = p.text(in["unit"], "unit")
 	c.Help = p.text(in["help"], "help")
+	if c.QueryText = p.flag(in["query_text"], "query_text"); c.QueryText && c.Type.Valid() && c.Type != Text {
+		p.add(in["query_text"].Line, "query_text: the column is of type %s, not text", c.Type)
+	}
 	if c.Name != "" {
 		f.columns[c.Name] = len(f.Columns)
 		f.Columns = append(f.Columns, c)
@@ -219,7 +239,7 @@ func (p *parser) kinds(f *Family) {
 func (p *parser) queries(n *yaml.Node, f *Family) {
 	last := 0
 	for _, e := range p.list(n, "queries") {
-		in, ok := p.fields(e, "a query", "min_version", "sql")
+		in, ok := p.fields(e, "a query", "min_version", "sql", "keys")
 		if !ok {
 			continue
 		}
@@ -232,6 +252,11 @@ func (p *parser) queries(n *yaml.Node, f *Family) {
 			last = max(last, q.MinVersion)
 		}
 		q.SQL = strings.TrimSpace(p.text(p.required(e, in, "sql"), "sql"))
+		if v := in["keys"]; v != nil {
+			if q.Keys = strings.TrimSpace(p.text(v, "keys")); !f.Dimension {
+				p.add(v.Line, "keys: only a dimension's query has them")
+			}
+		}
 		f.Queries = append(f.Queries, q)
 	}
 }

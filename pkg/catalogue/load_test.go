@@ -51,6 +51,35 @@ func TestEveryFaultOfEveryFileIsReportedAtOnceWithItsLine(t *testing.T) {
 	require.Equal(t, string(want), err.Error()+"\n")
 }
 
+func TestAFamilySaysHowItIsRead(t *testing.T) {
+	t.Parallel()
+	c, err := catalogue.Load(files("texts.yaml", `name: texts
+description: Texts by their id.
+kind: dimension
+scope: database
+preset: exhaustive
+requires: {extension: pg_stat_statements, function: monitor.texts}
+setup: create function monitor.texts() returns void language sql as ''
+interval: 60s
+retention: 30d
+key: [id]
+columns:
+  - {name: id, type: bigint}
+  - {name: query, type: text, kind: info, query_text: true}
+queries:
+  - {min_version: 13, keys: "select id from t limit $1", sql: "select id, query from t where id = any($1)"}
+`), files("minimal.yaml", minimal))
+	require.NoError(t, err)
+	f, _ := c.Family("texts")
+	require.Equal(t, catalogue.Exhaustive, f.Preset)
+	require.Equal(t, catalogue.Requires{Extension: "pg_stat_statements", Function: "monitor.texts"}, f.Requires)
+	require.Equal(t, "create function monitor.texts() returns void language sql as ''", f.Setup)
+	require.True(t, f.Columns[1].QueryText)
+	require.Equal(t, "select id from t limit $1", f.Queries[0].Keys)
+	f, _ = c.Family("minimal")
+	require.Equal(t, catalogue.Standard, f.Preset, "a family belongs to the standard preset unless it says otherwise")
+}
+
 func TestAFamilyOfALaterFileSystemNeverReplacesABuiltInOne(t *testing.T) {
 	t.Parallel()
 	own := strings.Replace(minimal, "minimal", "pg_locks", 1)

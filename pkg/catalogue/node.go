@@ -88,6 +88,18 @@ func (p *parser) text(n *yaml.Node, what string) string {
 	return ""
 }
 
+// flag returns true or false, false after a fault.
+func (p *parser) flag(n *yaml.Node, what string) bool {
+	if n == nil {
+		return false
+	}
+	if n.Kind != yaml.ScalarNode || n.ShortTag() != "!!bool" {
+		p.add(n.Line, "%s: want true or false", what)
+		return false
+	}
+	return n.Value == "true"
+}
+
 // parse returns the value of a closed set that n names, zero after a fault.
 func parse[T any](p *parser, n *yaml.Node, what string, of func(string) (T, error)) T {
 	var zero T

@@ -521,6 +521,141 @@ func (x *Column) GetType() Type {
 	return Type_TYPE_UNSPECIFIED
 }
 
+// PushRequest is a push in the native form: the body of a request of content
+// type application/x-protobuf. Nothing in it is trusted: a receiver checks every
+// section's tuples, and finds out by itself what a section says of them.
+type PushRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The sender, 16 bytes: the collector that the credential names.
+	CollectorId []byte `protobuf:"bytes,1,opt,name=collector_id,json=collectorId,proto3" json:"collector_id,omitempty"`
+	// Informs only.
+	Hostname string `protobuf:"bytes,2,opt,name=hostname,proto3" json:"hostname,omitempty"`
+	// Version of the sending program; informs only.
+	Version string `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
+	// UUIDv7, 16 bytes; the batch is sent at its time.
+	BatchId []byte `protobuf:"bytes,4,opt,name=batch_id,json=batchId,proto3" json:"batch_id,omitempty"`
+	// As in Batch.
+	Epoch    []byte   `protobuf:"bytes,5,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Sequence uint64   `protobuf:"varint,6,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	Previous *Mark    `protobuf:"bytes,7,opt,name=previous,proto3" json:"previous,omitempty"`
+	Refused  []uint64 `protobuf:"varint,8,rep,packed,name=refused,proto3" json:"refused,omitempty"`
+	Labels   []*Label `protobuf:"bytes,9,rep,name=labels,proto3" json:"labels,omitempty"`
+	// The number of sections. It stands before them, so that a body that was cut
+	// off between two of them is not taken for a whole one.
+	SectionCount uint32 `protobuf:"varint,10,opt,name=section_count,json=sectionCount,proto3" json:"section_count,omitempty"`
+	// Not packed. Each is accepted or refused as a whole.
+	Sections      []*Section `protobuf:"bytes,11,rep,name=sections,proto3" json:"sections,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PushRequest) Reset() {
+	*x = PushRequest{}
+	mi := &file_batch_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PushRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PushRequest) ProtoMessage() {}
+
+func (x *PushRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_batch_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PushRequest.ProtoReflect.Descriptor instead.
+func (*PushRequest) Descriptor() ([]byte, []int) {
+	return file_batch_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *PushRequest) GetCollectorId() []byte {
+	if x != nil {
+		return x.CollectorId
+	}
+	return nil
+}
+
+func (x *PushRequest) GetHostname() string {
+	if x != nil {
+		return x.Hostname
+	}
+	return ""
+}
+
+func (x *PushRequest) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *PushRequest) GetBatchId() []byte {
+	if x != nil {
+		return x.BatchId
+	}
+	return nil
+}
+
+func (x *PushRequest) GetEpoch() []byte {
+	if x != nil {
+		return x.Epoch
+	}
+	return nil
+}
+
+func (x *PushRequest) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *PushRequest) GetPrevious() *Mark {
+	if x != nil {
+		return x.Previous
+	}
+	return nil
+}
+
+func (x *PushRequest) GetRefused() []uint64 {
+	if x != nil {
+		return x.Refused
+	}
+	return nil
+}
+
+func (x *PushRequest) GetLabels() []*Label {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *PushRequest) GetSectionCount() uint32 {
+	if x != nil {
+		return x.SectionCount
+	}
+	return 0
+}
+
+func (x *PushRequest) GetSections() []*Section {
+	if x != nil {
+		return x.Sections
+	}
+	return nil
+}
+
 var File_batch_proto protoreflect.FileDescriptor
 
 const file_batch_proto_rawDesc = "" +
@@ -560,7 +695,20 @@ const file_batch_proto_rawDesc = "" +
 	"\x06packed\x18\t \x01(\fR\x06packed\"F\n" +
 	"\x06Column\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12(\n" +
-	"\x04type\x18\x02 \x01(\x0e2\x14.pganalytics.v1.TypeR\x04type*\xc2\x01\n" +
+	"\x04type\x18\x02 \x01(\x0e2\x14.pganalytics.v1.TypeR\x04type\"\x88\x03\n" +
+	"\vPushRequest\x12!\n" +
+	"\fcollector_id\x18\x01 \x01(\fR\vcollectorId\x12\x1a\n" +
+	"\bhostname\x18\x02 \x01(\tR\bhostname\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\tR\aversion\x12\x19\n" +
+	"\bbatch_id\x18\x04 \x01(\fR\abatchId\x12\x14\n" +
+	"\x05epoch\x18\x05 \x01(\fR\x05epoch\x12\x1a\n" +
+	"\bsequence\x18\x06 \x01(\x04R\bsequence\x120\n" +
+	"\bprevious\x18\a \x01(\v2\x14.pganalytics.v1.MarkR\bprevious\x12\x18\n" +
+	"\arefused\x18\b \x03(\x04R\arefused\x12-\n" +
+	"\x06labels\x18\t \x03(\v2\x15.pganalytics.v1.LabelR\x06labels\x12#\n" +
+	"\rsection_count\x18\n" +
+	" \x01(\rR\fsectionCount\x123\n" +
+	"\bsections\x18\v \x03(\v2\x17.pganalytics.v1.SectionR\bsections*\xc2\x01\n" +
 	"\x04Type\x12\x14\n" +
 	"\x10TYPE_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fTYPE_BOOLEAN\x10\x01\x12\x11\n" +
@@ -586,14 +734,15 @@ func file_batch_proto_rawDescGZIP() []byte {
 }
 
 var file_batch_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_batch_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_batch_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_batch_proto_goTypes = []any{
-	(Type)(0),       // 0: pganalytics.v1.Type
-	(*Batch)(nil),   // 1: pganalytics.v1.Batch
-	(*Mark)(nil),    // 2: pganalytics.v1.Mark
-	(*Label)(nil),   // 3: pganalytics.v1.Label
-	(*Section)(nil), // 4: pganalytics.v1.Section
-	(*Column)(nil),  // 5: pganalytics.v1.Column
+	(Type)(0),           // 0: pganalytics.v1.Type
+	(*Batch)(nil),       // 1: pganalytics.v1.Batch
+	(*Mark)(nil),        // 2: pganalytics.v1.Mark
+	(*Label)(nil),       // 3: pganalytics.v1.Label
+	(*Section)(nil),     // 4: pganalytics.v1.Section
+	(*Column)(nil),      // 5: pganalytics.v1.Column
+	(*PushRequest)(nil), // 6: pganalytics.v1.PushRequest
 }
 var file_batch_proto_depIdxs = []int32{
 	2, // 0: pganalytics.v1.Batch.previous:type_name -> pganalytics.v1.Mark
@@ -601,11 +750,14 @@ var file_batch_proto_depIdxs = []int32{
 	4, // 2: pganalytics.v1.Batch.sections:type_name -> pganalytics.v1.Section
 	5, // 3: pganalytics.v1.Section.columns:type_name -> pganalytics.v1.Column
 	0, // 4: pganalytics.v1.Column.type:type_name -> pganalytics.v1.Type
-	5, // [5:5] is the sub-list for method output_type
-	5, // [5:5] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	2, // 5: pganalytics.v1.PushRequest.previous:type_name -> pganalytics.v1.Mark
+	3, // 6: pganalytics.v1.PushRequest.labels:type_name -> pganalytics.v1.Label
+	4, // 7: pganalytics.v1.PushRequest.sections:type_name -> pganalytics.v1.Section
+	8, // [8:8] is the sub-list for method output_type
+	8, // [8:8] is the sub-list for method input_type
+	8, // [8:8] is the sub-list for extension type_name
+	8, // [8:8] is the sub-list for extension extendee
+	0, // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_batch_proto_init() }
@@ -619,7 +771,7 @@ func file_batch_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_batch_proto_rawDesc), len(file_batch_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   5,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
