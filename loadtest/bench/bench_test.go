@@ -12,6 +12,7 @@ import (
 
 	"pganalytics/pkg/batch"
 	"pganalytics/pkg/batch/jsonpush"
+	"pganalytics/pkg/batch/push"
 	"pganalytics/pkg/catalogue"
 )
 
@@ -26,7 +27,7 @@ func TestPushBaselineAndBacklogHaveTheSameRows(t *testing.T) {
 		body, err := pushBody(nil, id, sh, p, at)
 		require.NoError(t, err)
 
-		pushed, report, err := jsonpush.Decode(bytes.NewReader(body), id, cat, jsonpush.DefaultLimits(), time.Now())
+		pushed, report, err := jsonpush.Decode(bytes.NewReader(body), id, cat, push.DefaultLimits(), time.Now())
 		require.NoError(t, err)
 		require.Empty(t, report.Rejected)
 		require.Len(t, pushed.Sections, 1)

@@ -16,6 +16,7 @@ import (
 
 	"pganalytics/pkg/batch"
 	"pganalytics/pkg/batch/jsonpush"
+	"pganalytics/pkg/batch/push"
 	"pganalytics/pkg/catalogue"
 	"pganalytics/pkg/collector/pgread"
 	"pganalytics/pkg/collector/spool"
@@ -96,7 +97,7 @@ func TestTheGatewaysDecoderAcceptsTheBody(t *testing.T) {
 	stamp.Refused = nil // batch 1 has none before it
 	body, err := golden.appendBody(nil, stamp, now, items)
 	require.NoError(t, err)
-	b, report, err := jsonpush.Decode(bytes.NewReader(body), golden.collectorID, loadLocks(t), jsonpush.DefaultLimits(), now)
+	b, report, err := jsonpush.Decode(bytes.NewReader(body), golden.collectorID, loadLocks(t), push.DefaultLimits(), now)
 	require.NoError(t, err)
 	require.Empty(t, report.Rejected)
 	require.Equal(t, 3, b.Rows())
@@ -110,7 +111,7 @@ func TestTheGatewaysDecoderAcceptsTheBody(t *testing.T) {
 	stamp.Sequence, stamp.Previous, stamp.Refused = 10, batch.Mark{}, goldenStamp.Refused
 	body, err = golden.appendBody(nil, stamp, now, items)
 	require.NoError(t, err)
-	b, _, err = jsonpush.Decode(bytes.NewReader(body), golden.collectorID, loadLocks(t), jsonpush.DefaultLimits(), now)
+	b, _, err = jsonpush.Decode(bytes.NewReader(body), golden.collectorID, loadLocks(t), push.DefaultLimits(), now)
 	require.NoError(t, err)
 	require.Equal(t, stamp.Refused, b.Refused)
 }

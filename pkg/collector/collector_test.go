@@ -14,6 +14,7 @@ import (
 
 	"pganalytics/pkg/batch"
 	"pganalytics/pkg/batch/jsonpush"
+	"pganalytics/pkg/batch/push"
 	"pganalytics/pkg/catalogue"
 	"pganalytics/pkg/collector/internal/farend"
 	"pganalytics/pkg/collector/pgread"
@@ -96,7 +97,7 @@ func (l *line) pushed(n int) []*batch.Batch {
 		}
 		seen[p.Body] = true
 		require.Equal(l.t, "zstd", p.Encoding)
-		b, report, err := jsonpush.Decode(bytes.NewReader(inflate(l.t, []byte(p.Body))), l.far.ID, l.cat, jsonpush.DefaultLimits(), time.Now())
+		b, report, err := jsonpush.Decode(bytes.NewReader(inflate(l.t, []byte(p.Body))), l.far.ID, l.cat, push.DefaultLimits(), time.Now())
 		require.NoError(l.t, err)
 		require.Empty(l.t, report.Rejected)
 		require.Equal(l.t, []batch.Label{{Name: "env", Value: "test"}}, b.Labels)

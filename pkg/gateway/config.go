@@ -5,14 +5,14 @@ import (
 	"fmt"
 	"time"
 
-	"pganalytics/pkg/batch/jsonpush"
+	"pganalytics/pkg/batch/push"
 )
 
 // Config sets the gateway.
 type Config struct {
 	// Limits bound what one body may hold, and how old it may be. Defaults to
-	// jsonpush.DefaultLimits.
-	Limits jsonpush.Limits
+	// push.DefaultLimits.
+	Limits push.Limits
 
 	// MaxWireBytes is the largest body in bytes as it is sent, compressed or
 	// not. Defaults to 16 MiB. Smaller than what senders make, and their
@@ -37,8 +37,8 @@ type Config struct {
 }
 
 func (c Config) withDefaults() Config {
-	if c.Limits == (jsonpush.Limits{}) {
-		c.Limits = jsonpush.DefaultLimits()
+	if c.Limits == (push.Limits{}) {
+		c.Limits = push.DefaultLimits()
 	}
 	if c.MaxWireBytes == 0 {
 		c.MaxWireBytes = 16 << 20

@@ -49,8 +49,13 @@ func TestEveryCodeIsDocumented(t *testing.T) {
 	for name, class := range classes {
 		found.add(class.String(), name)
 	}
-	for _, files := range sources(t, "..") {
-		newReader(files).collect(found)
+	packages := sources(t, "..")
+	known := &reader{strings: map[string]string{}, takers: map[string]int{}}
+	for _, files := range packages {
+		known.declarations(files)
+	}
+	for _, files := range packages {
+		known.collect(files, found)
 	}
 	require.Contains(t, found, "nothing_accepted", "the sources were read")
 	require.Contains(t, found, "stream_full")
@@ -95,22 +100,22 @@ func sources(t *testing.T, root string) map[string][]*ast.File {
 	return all
 }
 
-// reader finds the codes of one package.
+// reader finds the codes of all packages. Names are those of declarations
+// behind their package's: push.CodeLabels.
 type reader struct {
-	files   []*ast.File
+	at      string            // name of the package that is read
 	strings map[string]string // constants
 	takers  map[string]int    // functions with a parameter named code, and its place
 }
 
-func newReader(files []*ast.File) *reader {
-	r := &reader{files: files, strings: map[string]string{}, takers: map[string]int{}}
+func (r *reader) declarations(files []*ast.File) {
 	for _, file := range files {
 		ast.Inspect(file, func(n ast.Node) bool {
 			switch n := n.(type) {
 			case *ast.ValueSpec:
 				for i, name := range n.Names {
 					if i < len(n.Values) {
-						r.strings[name.Name], _ = literal(n.Values[i])
+						r.strings[file.Name.Name+"."+name.Name], _ = literal(n.Values[i])
 					}
 				}
 			case *ast.FuncDecl:
@@ -118,7 +123,7 @@ func newReader(files []*ast.File) *reader {
 				for _, field := range n.Type.Params.List {
 					for _, name := range field.Names {
 						if kind, ok := field.Type.(*ast.Ident); ok && name.Name == "code" && kind.Name == "string" {
-							r.takers[n.Name.Name] = i
+							r.takers[file.Name.Name+"."+n.Name.Name] = i
 						}
 						i++
 					}
@@ -127,11 +132,11 @@ func newReader(files []*ast.File) *reader {
 			return true
 		})
 	}
-	return r
 }
 
-func (r *reader) collect(found codes) {
-	for _, file := range r.files {
+func (r *reader) collect(files []*ast.File, found codes) {
+	for _, file := range files {
+		r.at = file.Name.Name
 		ast.Inspect(file, func(n ast.Node) bool {
 			switch n := n.(type) {
 			case *ast.CallExpr:
@@ -150,21 +155,29 @@ func (r *reader) collect(found codes) {
 	}
 }
 
-func (r *reader) call(n *ast.CallExpr, found codes) {
-	switch f := n.Fun.(type) {
-	case *ast.SelectorExpr:
-		if x, ok := f.X.(*ast.Ident); ok && x.Name == "fault" && f.Sel.Name == "New" {
-			r.add(n.Args[1], selected(n.Args[0]), found)
-		}
+// name returns what an expression refers to.
+func (r *reader) name(e ast.Expr) string {
+	switch e := e.(type) {
 	case *ast.Ident:
-		if i, ok := r.takers[f.Name]; ok && i < len(n.Args) {
-			r.add(n.Args[i], "", found)
+		return r.at + "." + e.Name
+	case *ast.SelectorExpr:
+		if x, ok := e.X.(*ast.Ident); ok {
+			return x.Name + "." + e.Sel.Name
 		}
+	}
+	return ""
+}
+
+func (r *reader) call(n *ast.CallExpr, found codes) {
+	if r.name(n.Fun) == "fault.New" {
+		r.add(n.Args[1], selected(n.Args[0]), found)
+	} else if i, ok := r.takers[r.name(n.Fun)]; ok && i < len(n.Args) {
+		r.add(n.Args[i], "", found)
 	}
 }
 
 func (r *reader) composite(n *ast.CompositeLit, found codes) {
-	if kind, ok := n.Type.(*ast.Ident); ok && kind.Name == "problem" && len(n.Elts) == 2 { // of jsonpush
+	if r.name(n.Type) == "push.Problem" && !isPair(n.Elts[0]) {
 		r.add(n.Elts[0], "", found)
 		return
 	}
@@ -191,12 +204,17 @@ func (r *reader) composite(n *ast.CompositeLit, found codes) {
 // that is looked at by itself.
 func (r *reader) add(code ast.Expr, class string, found codes) {
 	text, ok := literal(code)
-	if name, isName := code.(*ast.Ident); isName {
-		text, ok = r.strings[name.Name]
+	if name := r.name(code); name != "" {
+		text, ok = r.strings[name]
 	}
 	if ok && text != "" {
 		found.add(text, class)
 	}
+}
+
+func isPair(e ast.Expr) bool {
+	_, ok := e.(*ast.KeyValueExpr)
+	return ok
 }
 
 func literal(e ast.Expr) (string, bool) {

@@ -46,7 +46,7 @@ const maxWindow = 8 << 20
 const requestCost = 64 << 10
 
 // intake reads one body: from the wire, inflated, within the budget. It must be
-// closed. It is a jsonpush.Holder.
+// closed. It is a push.Holder.
 type intake struct {
 	encoding encoding
 	wire     wireReader

@@ -7,7 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"pganalytics/pkg/batch"
-	"pganalytics/pkg/batch/jsonpush"
+	"pganalytics/pkg/batch/push"
 )
 
 type metrics struct {
@@ -58,8 +58,8 @@ func newMetrics(reg prometheus.Registerer, b *budget) *metrics {
 }
 
 // decoded counts a body that was read, whole or in part. The codes of refused
-// items are a closed set: the constants of jsonpush.
-func (m *metrics) decoded(in *intake, report *jsonpush.Report, took time.Duration, err error) {
+// items are a closed set: the constants of push and its forms.
+func (m *metrics) decoded(in *intake, report *push.Report, took time.Duration, err error) {
 	m.decode.WithLabelValues(outcome(err)).Observe(took.Seconds())
 	m.bytes.WithLabelValues("wire").Add(float64(in.wire.read))
 	m.bytes.WithLabelValues("inflated").Add(float64(in.inflated))

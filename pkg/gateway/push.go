@@ -10,6 +10,7 @@ import (
 
 	"pganalytics/pkg/batch"
 	"pganalytics/pkg/batch/jsonpush"
+	"pganalytics/pkg/batch/push"
 	"pganalytics/pkg/fault"
 	"pganalytics/pkg/httpserver"
 	"pganalytics/pkg/identity"
@@ -17,18 +18,18 @@ import (
 
 // answer is the body of 202.
 type answer struct {
-	Status             string               `json:"status"` // accepted
-	CollectorID        string               `json:"collector_id"`
-	BatchID            string               `json:"batch_id"`
-	Duplicate          bool                 `json:"duplicate"`
-	MetricsAccepted    int                  `json:"metrics_accepted"`
-	RowsAccepted       int                  `json:"rows_accepted"`
-	Rejected           []jsonpush.Rejection `json:"rejected"`
-	RejectedMore       int                  `json:"rejected_more"`
-	BytesReceived      int64                `json:"bytes_received"` // on the wire
-	ProcessingTimeMS   float64              `json:"processing_time_ms"`
-	NextConfigVersion  int                  `json:"next_config_version"` // 0: there is none
-	NextCheckInSeconds int                  `json:"next_check_in_seconds"`
+	Status             string           `json:"status"` // accepted
+	CollectorID        string           `json:"collector_id"`
+	BatchID            string           `json:"batch_id"`
+	Duplicate          bool             `json:"duplicate"`
+	MetricsAccepted    int              `json:"metrics_accepted"`
+	RowsAccepted       int              `json:"rows_accepted"`
+	Rejected           []push.Rejection `json:"rejected"`
+	RejectedMore       int              `json:"rejected_more"`
+	BytesReceived      int64            `json:"bytes_received"` // on the wire
+	ProcessingTimeMS   float64          `json:"processing_time_ms"`
+	NextConfigVersion  int              `json:"next_config_version"` // 0: there is none
+	NextCheckInSeconds int              `json:"next_check_in_seconds"`
 }
 
 // push takes one batch. What is cheap to refuse is refused first: headers,
@@ -132,7 +133,7 @@ func (g *Gateway) admit(who identity.Principal) error {
 }
 
 // decode reads the body.
-func (g *Gateway) decode(in *intake, who identity.Principal, now time.Time) (*batch.Batch, *jsonpush.Report, error) {
+func (g *Gateway) decode(in *intake, who identity.Principal, now time.Time) (*batch.Batch, *push.Report, error) {
 	b, report, err := jsonpush.Decode(in, who.CollectorID, g.catalogue, g.cfg.Limits, now)
 	g.metrics.decoded(in, report, time.Since(now), err)
 	if err != nil {

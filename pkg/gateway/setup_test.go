@@ -27,7 +27,7 @@ import (
 	"go.uber.org/goleak"
 
 	"pganalytics/pkg/batch"
-	"pganalytics/pkg/batch/jsonpush"
+	"pganalytics/pkg/batch/push"
 	"pganalytics/pkg/bus"
 	"pganalytics/pkg/catalogue"
 	"pganalytics/pkg/gateway"
@@ -345,8 +345,8 @@ func answered(t *testing.T, text string) map[string]any {
 }
 
 // smallLimits are limits that a test reaches quickly.
-func smallLimits() jsonpush.Limits {
-	l := jsonpush.DefaultLimits()
+func smallLimits() push.Limits {
+	l := push.DefaultLimits()
 	l.MaxBodyBytes = 1 << 20
 	l.MaxEncodedBytes = 256 << 10
 	return l

@@ -11,7 +11,7 @@ import (
 
 	"github.com/go-chi/chi/v5"
 
-	"pganalytics/pkg/batch/jsonpush"
+	"pganalytics/pkg/batch/push"
 	"pganalytics/pkg/bus"
 	"pganalytics/pkg/catalogue"
 	"pganalytics/pkg/gateway"
@@ -71,7 +71,7 @@ type PushFlags struct {
 // config returns the gateway's configuration on a stream whose largest message
 // is maxPayload bytes.
 func (f *PushFlags) config(maxPayload int64) gateway.Config {
-	limits := jsonpush.DefaultLimits()
+	limits := push.DefaultLimits()
 	limits.MaxBodyBytes = f.MaxBodyBytes
 	limits.MaxEncodedBytes = int(maxPayload - bus.Headroom)
 	return gateway.Config{

@@ -17,6 +17,7 @@ import (
 
 	"pganalytics/pkg/batch"
 	"pganalytics/pkg/batch/jsonpush"
+	"pganalytics/pkg/batch/push"
 	"pganalytics/pkg/catalogue"
 	"pganalytics/pkg/fault"
 )
@@ -71,7 +72,7 @@ func TestABodyBecomesASealedBatch(t *testing.T) {
 	}
 	want.Seal()
 	require.Equal(t, want, b)
-	require.Equal(t, &jsonpush.Report{ItemsAccepted: 4, RowsAccepted: 5, MetricsCount: 4, Hostname: "db1", Version: "1.0", Rejected: []jsonpush.Rejection{}}, report)
+	require.Equal(t, &push.Report{ItemsAccepted: 4, RowsAccepted: 5, ItemCount: 4, Hostname: "db1", Version: "1.0", Rejected: []push.Rejection{}}, report)
 }
 
 func TestEachValueIsEncodedExactly(t *testing.T) {
@@ -164,7 +165,7 @@ func TestWithoutAnIDTheBodyIsTheID(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, time.Date(2026, 3, 4, 5, 6, 0, 0, time.UTC), b.SentAt)
 
-	again, _, err := jsonpush.Decode(strings.NewReader(sent), collector, families(t), jsonpush.DefaultLimits(), now.Add(time.Minute))
+	again, _, err := jsonpush.Decode(strings.NewReader(sent), collector, families(t), push.DefaultLimits(), now.Add(time.Minute))
 	require.NoError(t, err)
 	require.Equal(t, b.MessageID(), again.MessageID(), "whenever it is sent")
 	longer, _, err := decode(t, sent+" ")
@@ -178,7 +179,7 @@ func TestOnlyTheBatchsTimeMeetsTheClock(t *testing.T) {
 	// judged by the batch's own time.
 	sent := body([]string{`{"type": "narrow", "timestamp": "2026-03-02T05:06:07.890Z", "columns": ["v"], "rows": [[1]]}`}, batchID(now))
 	for _, at := range []time.Time{now.Add(-10 * time.Minute), now, now.Add(29 * 24 * time.Hour)} {
-		_, _, err := jsonpush.Decode(strings.NewReader(sent), collector, families(t), jsonpush.DefaultLimits(), at)
+		_, _, err := jsonpush.Decode(strings.NewReader(sent), collector, families(t), push.DefaultLimits(), at)
 		require.NoError(t, err, at)
 	}
 }
@@ -216,7 +217,7 @@ func TestAReadersErrorPassesThrough(t *testing.T) {
 	for cut := 0; cut < len(sent); cut += 7 {
 		for _, cause := range []error{own, broken, inflater, io.ErrUnexpectedEOF} {
 			r := io.MultiReader(strings.NewReader(sent[:cut]), iotest.ErrReader(cause))
-			_, _, err := jsonpush.Decode(r, collector, families(t), jsonpush.DefaultLimits(), now)
+			_, _, err := jsonpush.Decode(r, collector, families(t), push.DefaultLimits(), now)
 			require.ErrorIs(t, err, cause, fmt.Sprint(cut))
 			require.Equal(t, fault.ClassOf(cause), fault.ClassOf(err), "a body that did not arrive is not an invalid one")
 		}
@@ -226,14 +227,14 @@ func TestAReadersErrorPassesThrough(t *testing.T) {
 func TestANumberMayGoOnWhereReadingFailed(t *testing.T) {
 	t.Parallel()
 	broken := errors.New("connection reset")
-	_, _, err := jsonpush.Decode(io.MultiReader(strings.NewReader("12"), iotest.ErrReader(broken)), collector, families(t), jsonpush.DefaultLimits(), now)
+	_, _, err := jsonpush.Decode(io.MultiReader(strings.NewReader("12"), iotest.ErrReader(broken)), collector, families(t), push.DefaultLimits(), now)
 	require.ErrorIs(t, err, broken)
 }
 
 func TestAllOfTheBodyIsRead(t *testing.T) {
 	t.Parallel()
 	r := bytes.NewReader([]byte(body([]string{good}, batchID(now)) + strings.Repeat(" ", 100_000)))
-	_, _, err := jsonpush.Decode(r, collector, families(t), jsonpush.DefaultLimits(), now)
+	_, _, err := jsonpush.Decode(r, collector, families(t), push.DefaultLimits(), now)
 	require.NoError(t, err)
 	require.Zero(t, r.Len())
 }

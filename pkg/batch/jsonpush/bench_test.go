@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"pganalytics/pkg/batch/jsonpush"
+	"pganalytics/pkg/batch/push"
 )
 
 // BenchmarkDecode reports the CPU time that one row costs from body to sealed batch.
@@ -33,7 +34,7 @@ func BenchmarkDecode(b *testing.B) {
 			b.ReportAllocs()
 			began := cpuTime(b)
 			for b.Loop() {
-				if _, _, err := jsonpush.Decode(bytes.NewReader(data), collector, cat, jsonpush.DefaultLimits(), now); err != nil {
+				if _, _, err := jsonpush.Decode(bytes.NewReader(data), collector, cat, push.DefaultLimits(), now); err != nil {
 					b.Fatal(err)
 				}
 			}

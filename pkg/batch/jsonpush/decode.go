@@ -25,27 +25,19 @@ import (
 	"github.com/google/uuid"
 
 	"pganalytics/pkg/batch"
+	"pganalytics/pkg/batch/push"
 	"pganalytics/pkg/catalogue"
-	"pganalytics/pkg/fault"
 )
 
-// Holder is a body that bounds the memory it costs. Rows can take many times
-// the bytes in a batch that they take in JSON.
-type Holder interface {
-	// Hold is told that the batch has grown by so many bytes. Its error ends
-	// the decoding and is returned, wrapped.
-	Hold(bytes int) error
-}
-
-// Decode reads a whole body, inflated, which may be a Holder, from the collector whose credential was
-// verified. The batch is sealed and was received now. Errors are *fault.Error
+// Decode reads a whole body, inflated, which may be a push.Holder, from the
+// collector whose credential was verified. The batch is sealed and was received now. Errors are *fault.Error
 // of class Invalid, Forbidden, TooLarge or, with code clock_skew, Unprocessable,
 // and what the reader returns, wrapped. Beside an error the report is nil, save
 // when no item was acceptable (nothing_accepted).
-func Decode(body io.Reader, collector uuid.UUID, cat *catalogue.Catalogue, lim Limits, now time.Time) (*batch.Batch, *Report, error) {
+func Decode(body io.Reader, collector uuid.UUID, cat *catalogue.Catalogue, lim push.Limits, now time.Time) (*batch.Batch, *push.Report, error) {
 	m := scratches.Get().(*scratch)
-	m.scan.reset(&boundedReader{src: body, left: lim.MaxBodyBytes}, newBodyHash(collector))
-	holder, _ := body.(Holder)
+	m.scan.reset(push.Bounded(body, lim.MaxBodyBytes, push.BodyTooLarge), newBodyHash(collector))
+	holder, _ := body.(push.Holder)
 	d := &decoder{
 		holder:    holder,
 		scan:      &m.scan,
@@ -53,8 +45,8 @@ func Decode(body io.Reader, collector uuid.UUID, cat *catalogue.Catalogue, lim L
 		catalogue: cat,
 		limits:    lim,
 		tuples:    m.tuples,
-		servers:   map[string]server{},
-		overhead:  envelopeOverhead,
+		servers:   push.ServersOf(collector),
+		overhead:  push.HeadBytes,
 	}
 	defer func() { m.release(d.tuples) }()
 	if err := d.members(); err != nil {
@@ -111,49 +103,36 @@ type decoder struct {
 	scan      *scanner
 	collector uuid.UUID
 	catalogue *catalogue.Catalogue
-	limits    Limits
+	limits    push.Limits
 
-	head       head
-	items      []*item // accepted so far, with rows, in the body's order
-	emptyItems int     // accepted without rows
-	rejected   []Rejection
+	head       push.Head
+	seen       []string    // members that were given and not null
+	hostname   push.Server // the one that rows are of if they do not say
+	timestamp  int64       // microseconds since 1970
+	counted    int64       // metrics_count
+	items      []*item     // accepted so far, with rows, in the body's order
+	emptyItems int         // accepted without rows
+	rejected   []push.Rejection
 	itemCount  int
 	rowCount   int
-	tuples     []byte // of all items back to back
-	overhead   int    // of the envelope around the tuples, from above
-	holder     Holder // nil: nobody asks
-	held       int    // bytes that it was told of
-	servers    map[string]server
-}
-
-// server is a collector's name for a server, with its id.
-type server struct {
-	name string
-	id   uuid.UUID
-}
-
-// server returns the server of that name and computes its id once per body.
-func (d *decoder) server(name []byte) server {
-	s, ok := d.servers[string(name)]
-	if !ok {
-		s.name = string(name)
-		s.id = batch.ServerID(d.collector, s.name)
-		d.servers[s.name] = s
-	}
-	return s
+	tuples     []byte      // of all items back to back
+	overhead   int         // of the envelope around the tuples, from above
+	holder     push.Holder // nil: nobody asks
+	held       int         // bytes that it was told of
+	servers    push.Servers
 }
 
 // lead is what leads the tuples of an item, as far as rows do not say
 // themselves.
 type lead struct {
-	server server
+	server push.Server
 	us     int64 // microseconds since 1970
 }
 
 // leadOf returns the lead of an item by what is known so far.
 func (d *decoder) leadOf(it *item) lead {
-	l := lead{server: d.head.hostname, us: d.head.timestamp}
-	if it.server.name != "" {
+	l := lead{server: d.hostname, us: d.timestamp}
+	if it.server.Name != "" {
 		l.server = it.server
 	}
 	if it.hasTime {
@@ -162,23 +141,10 @@ func (d *decoder) leadOf(it *item) lead {
 	return l
 }
 
-// Upper bounds of what the envelope takes beside the tuples: fixed fields, and
-// of each label and section what is not names.
-const (
-	envelopeOverhead = 512
-	labelOverhead    = 16
-	sectionOverhead  = 96
-	columnOverhead   = 12
-	refusedOverhead  = 10
-)
-
 // addItem keeps an item whose rows are in the tuples.
 func (d *decoder) addItem(it *item) error {
 	d.items = append(d.items, it)
-	d.overhead += sectionOverhead + len(it.family.Name) + maxNameBytes
-	for _, c := range it.plan.columns {
-		d.overhead += columnOverhead + len(c.Name)
-	}
+	d.overhead += push.SectionBytes(it.family.Name, it.plan.columns.List)
 	return d.fits()
 }
 
@@ -186,7 +152,7 @@ func (d *decoder) addItem(it *item) error {
 func (d *decoder) fits() error {
 	size := len(d.tuples) + d.overhead
 	if size > d.limits.MaxEncodedBytes {
-		return batchTooLarge()
+		return push.BatchTooLarge("/metrics")
 	}
 	const step = 16 << 10 // the holder need not hear of every row
 	if d.holder == nil || size < d.held+step {
@@ -200,51 +166,28 @@ func (d *decoder) fits() error {
 	return nil
 }
 
-func batchTooLarge() *fault.Error {
-	return tooLarge("/metrics", codeBatchTooLarge, "the encoded batch is larger than one message may be; send it in parts")
-}
-
 // identify makes the batch without its rows and checks its time against the
 // clock.
 func (d *decoder) identify(now time.Time) (*batch.Batch, error) {
-	h := &d.head
-	if err := h.complete(d.itemCount); err != nil {
+	if err := d.complete(); err != nil {
 		return nil, err
 	}
-	b := &batch.Batch{
-		CollectorID: d.collector,
-		ID:          h.batchID,
-		SentAt:      timeOf(h.timestamp),
-		Epoch:       h.epoch,
-		Sequence:    h.sequence,
-		Previous:    h.previous,
-		Refused:     h.refused,
-		Labels:      h.labels,
-		ReceivedAt:  now.UTC().Truncate(time.Microsecond),
+	var derived uuid.UUID
+	if d.scan.passed != nil {
+		derived = uuid.UUID(d.scan.passed.Sum(nil)[:len(uuid.UUID{})])
 	}
-	if h.has("batch_id") {
-		b.SentAt = timeOfUUIDv7(h.batchID)
-	} else {
-		b.ID = uuid.UUID(d.scan.passed.Sum(nil)[:len(uuid.UUID{})])
-	}
-	switch {
-	case b.SentAt.Before(now.Add(-d.limits.MaxAge)):
-		return nil, invalid("", codeTooOld, "the batch's time lies too far in the past")
-	case b.SentAt.After(now.Add(d.limits.MaxAhead)):
-		return nil, fault.New(fault.Unprocessable, codeClockSkew, "the batch's time lies ahead of the server's clock")
-	}
-	return b, nil
+	return d.head.Batch(d.collector, derived, timeOf(d.timestamp), now, &d.limits)
 }
 
 // assemble puts the accepted items into the batch. It is here that times are
 // judged, because only now the batch's own time is known for certain.
-func (d *decoder) assemble(b *batch.Batch) (*Report, error) {
+func (d *decoder) assemble(b *batch.Batch) (*push.Report, error) {
 	tuples := d.takeTuples()
-	report := &Report{
+	report := &push.Report{
 		ItemsAccepted: d.emptyItems,
-		MetricsCount:  d.itemCount,
-		Hostname:      d.head.hostname.name,
-		Version:       d.head.version,
+		ItemCount:     d.itemCount,
+		Hostname:      d.head.Hostname,
+		Version:       d.head.Version,
 	}
 	for _, it := range d.items {
 		final := d.leadOf(it)
@@ -257,13 +200,13 @@ func (d *decoder) assemble(b *batch.Batch) (*Report, error) {
 		}
 		rows := tuples[it.start:it.end:it.end]
 		if final != it.lead {
-			stamp(rows, final.server.id, final.us, it.ownTime)
+			stamp(rows, final.server.ID, final.us, it.ownTime)
 		}
 		b.Sections = append(b.Sections, batch.Section{
 			Family:   it.family.Name,
-			Server:   final.server.name,
-			ServerID: final.server.id,
-			Columns:  it.plan.columns,
+			Server:   final.server.Name,
+			ServerID: final.server.ID,
+			Columns:  it.plan.columns.List,
 			Rows:     it.rows,
 			MinTime:  timeOf(it.minUS),
 			MaxTime:  timeOf(it.maxUS),
@@ -272,24 +215,18 @@ func (d *decoder) assemble(b *batch.Batch) (*Report, error) {
 		report.ItemsAccepted++
 		report.RowsAccepted += it.rows
 	}
-	report.list(d.rejected)
-	switch {
-	case d.itemCount == 0 && b.Sequence == 0:
-		return nil, invalid("/metrics", codeMetricsEmpty, "a batch without epoch and sequence must hold at least one item")
-	case d.itemCount > 0 && report.ItemsAccepted == 0:
-		return report, report.nothingAccepted()
-	}
-	return report, nil
+	return report.Judge(b, d.rejected, "/metrics")
 }
 
 // timely reports whether all rows of an item lie within what is kept of its
 // family, seen from the batch's own time, and refuses the item if not.
 func (d *decoder) timely(it *item, sentAt time.Time) bool {
+	first, last := d.limits.Window(sentAt, it.family.Retention)
 	var row int
 	switch {
-	case it.minUS < sentAt.Add(-it.family.Retention).UnixMicro():
+	case it.minUS < first:
 		row = it.minRow
-	case it.maxUS > sentAt.Add(d.limits.MaxAhead).UnixMicro():
+	case it.maxUS > last:
 		row = it.maxRow
 	default:
 		return true
@@ -300,7 +237,7 @@ func (d *decoder) timely(it *item, sentAt time.Time) bool {
 	} else if it.hasTime {
 		pointer = "/timestamp"
 	}
-	it.refuse(pointer, timeOutOfRange)
+	it.refuse(pointer, push.TimeOutOfRange)
 	return false
 }
 
@@ -311,26 +248,4 @@ func newBodyHash(collector uuid.UUID) hash.Hash {
 	h := sha256.New()
 	h.Write(collector[:])
 	return h
-}
-
-// boundedReader bounds the body.
-type boundedReader struct {
-	src  io.Reader
-	left int64
-}
-
-func (r *boundedReader) Read(p []byte) (int, error) {
-	n, err := r.src.Read(p)
-	if r.left -= int64(n); r.left < 0 {
-		return 0, tooLarge("", codeBodyTooLarge, "the body is larger than allowed")
-	}
-	return n, err
-}
-
-func tooLarge(pointer, code, detail string) *fault.Error {
-	e := fault.New(fault.TooLarge, code, detail)
-	if pointer != "" {
-		e.Fields = []fault.Field{{Pointer: pointer, Code: code, Detail: detail}}
-	}
-	return e
 }

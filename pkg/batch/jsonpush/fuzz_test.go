@@ -17,6 +17,7 @@ import (
 
 	"pganalytics/pkg/batch"
 	"pganalytics/pkg/batch/jsonpush"
+	"pganalytics/pkg/batch/push"
 	"pganalytics/pkg/catalogue"
 	"pganalytics/pkg/fault"
 	"pganalytics/pkg/internal/testdb"
@@ -123,8 +124,8 @@ func newJudge(f *testing.F) *judge {
 
 func (j *judge) decide(t *testing.T, data []byte) {
 	data = append(data[:len(data):len(data)], readAhead...)
-	b, report, err := jsonpush.Decode(bytes.NewReader(data), collector, j.cat, jsonpush.DefaultLimits(), now)
-	slow, _, slowErr := jsonpush.Decode(iotest.OneByteReader(bytes.NewReader(data)), collector, j.cat, jsonpush.DefaultLimits(), now)
+	b, report, err := jsonpush.Decode(bytes.NewReader(data), collector, j.cat, push.DefaultLimits(), now)
+	slow, _, slowErr := jsonpush.Decode(iotest.OneByteReader(bytes.NewReader(data)), collector, j.cat, push.DefaultLimits(), now)
 	require.Equal(t, b, slow, "how the bytes arrive does not matter")
 	require.Equal(t, err == nil, slowErr == nil)
 	if err != nil {
@@ -136,7 +137,7 @@ func (j *judge) decide(t *testing.T, data []byte) {
 	}
 	require.True(t, json.Valid(data), "the standard library accepts it too")
 	require.Equal(t, report.RowsAccepted, b.Rows())
-	require.Equal(t, report.MetricsCount, report.ItemsAccepted+len(report.Rejected)+report.RejectedMore)
+	require.Equal(t, report.ItemCount, report.ItemsAccepted+len(report.Rejected)+report.RejectedMore)
 	requireSound(t, b)
 	for i := range b.Sections {
 		j.copy(t, &b.Sections[i])

@@ -7,25 +7,8 @@ import (
 	"github.com/google/uuid"
 
 	"pganalytics/pkg/batch"
-	"pganalytics/pkg/fault"
+	"pganalytics/pkg/batch/push"
 )
-
-// head is what a body says beside its metrics.
-type head struct {
-	seen         []string // members that were given and not null
-	hostname     server
-	timestamp    int64 // microseconds since 1970
-	version      string
-	batchID      uuid.UUID
-	epoch        uuid.UUID
-	sequence     uint64
-	previous     batch.Mark
-	refused      []uint64
-	labels       []batch.Label
-	metricsCount int64
-}
-
-func (h *head) has(member string) bool { return slices.Contains(h.seen, member) }
 
 // Members of a body. Those that must be there come first.
 var (
@@ -35,12 +18,12 @@ var (
 
 // members reads the body's members in whatever order they come.
 func (d *decoder) members() error {
-	d.head.seen = make([]string, 0, len(requiredMembers)+len(optionalMembers))
+	d.seen = make([]string, 0, len(requiredMembers)+len(optionalMembers))
 	if d.scan.peek() != kindObject {
 		if err := d.scan.skip(); err != nil {
 			return err
 		}
-		return invalid("", codeWrongType, "the body must be a JSON object")
+		return push.Invalid("", push.CodeWrongType, "the body must be a JSON object")
 	}
 	if err := d.scan.open(); err != nil {
 		return err
@@ -53,10 +36,10 @@ func (d *decoder) members() error {
 		name, required := memberOf(given)
 		if name == "" {
 			pointer := ""
-			if known := printable(given); known != "" {
+			if known := push.Printable(given); known != "" {
 				pointer = "/" + known
 			}
-			return invalid(pointer, codeUnknownMember, "the body has no such member")
+			return push.Invalid(pointer, push.CodeUnknownMember, "the body has no such member")
 		}
 		if !required && d.scan.peek() == kindNull {
 			if err := d.scan.skip(); err != nil {
@@ -64,7 +47,7 @@ func (d *decoder) members() error {
 			}
 			continue
 		}
-		d.head.seen = append(d.head.seen, name)
+		d.seen = append(d.seen, name)
 		if err := d.member(name); err != nil {
 			return err
 		}
@@ -100,65 +83,47 @@ func (d *decoder) member(name string) error {
 	if err != nil {
 		return err
 	}
-	h := &d.head
 	switch name {
 	case "collector_id":
 		id, ok := rawUUID(raw)
-		if !ok {
-			return invalid("/collector_id", codeCollectorInvalid, "must be a UUID in its canonical form")
-		}
-		if id != d.collector {
-			e := invalid("/collector_id", codeCollectorForeign, "collector_id is not the credential's own")
-			e.Class = fault.Forbidden
-			return e
-		}
+		err = d.head.SetCollector(id, ok, d.collector)
 	case "hostname":
-		if kindOf(raw) != kindString || !validName(text(raw)) {
-			return invalid("/hostname", codeHostname, "must be 1 to 255 bytes long without control characters")
+		if err = d.head.SetHostname(rawText(raw)); err == nil {
+			d.hostname = d.servers.Named(rawText(raw))
 		}
-		h.hostname = d.server(text(raw))
 	case "timestamp":
-		ok := kindOf(raw) == kindString
-		if ok {
-			h.timestamp, ok = parseTime(text(raw))
-		}
-		if !ok {
-			return invalid("/timestamp", codeTimestamp, timestampInvalid.reason)
+		var ok bool
+		if d.timestamp, ok = parseTime(rawText(raw)); !ok {
+			return push.Invalid("/timestamp", push.CodeTimestamp, timestampInvalid.Reason)
 		}
 	case "version":
-		if kindOf(raw) != kindString || !validNote(text(raw)) {
-			return invalid("/version", codeVersion, "must be a text of at most 255 bytes without control characters")
-		}
-		h.version = string(text(raw))
+		err = d.head.SetVersion(rawText(raw), kindOf(raw) == kindString)
 	case "batch_id":
 		id, ok := rawUUID(raw)
-		if !ok || !isUUIDv7(id) {
-			return invalid("/batch_id", codeBatchID, "must be a UUID of version 7")
-		}
-		h.batchID = id
+		err = d.head.SetBatchID(id, ok)
 		d.scan.passed = nil
 	case "epoch":
-		h.epoch, err = rawEpoch(raw, "/epoch")
+		d.head.Epoch, err = rawEpoch(raw, "/epoch")
 	case "sequence":
-		h.sequence, err = rawNumber(raw, "/sequence")
+		d.head.Sequence, err = rawNumber(raw, "/sequence")
 	case "metrics_count":
 		n, bad := rawInt(raw)
 		if bad != nil {
-			return invalid("/metrics_count", codeWrongType, "must be a whole number")
+			return push.Invalid("/metrics_count", push.CodeWrongType, "must be a whole number")
 		}
-		h.metricsCount = n
+		d.counted = n
 	}
 	return err
 }
 
 // metrics decodes the items.
 func (d *decoder) metrics() error {
-	if err := d.enter(kindArray, "/metrics", codeWrongType, "must be an array"); err != nil {
-		return err
+	if ok, err := d.enter(kindArray); !ok {
+		return cmp.Or[error](err, push.Invalid("/metrics", push.CodeWrongType, "must be an array"))
 	}
 	for d.scan.more() {
 		if d.itemCount == d.limits.MaxItems {
-			return tooLarge("/metrics", codeTooManyItems, "the body has more items than allowed")
+			return push.TooLarge("/metrics", push.CodeTooManyItems, "the body has more items than allowed")
 		}
 		if err := d.item(d.itemCount); err != nil {
 			return err
@@ -169,9 +134,8 @@ func (d *decoder) metrics() error {
 }
 
 func (d *decoder) labels() error {
-	const detail = "must be an object of at most 64 texts of at most 255 bytes, with names of letters, digits and underscores"
-	if err := d.enter(kindObject, "/labels", codeLabels, detail); err != nil {
-		return err
+	if ok, err := d.enter(kindObject); !ok {
+		return cmp.Or[error](err, push.LabelsInvalid())
 	}
 	for d.scan.more() {
 		name, err := d.scan.name()
@@ -182,43 +146,40 @@ func (d *decoder) labels() error {
 		if err != nil {
 			return err
 		}
-		if !validLabel(name) || kindOf(raw) != kindString || !validNote(text(raw)) || len(d.head.labels) == maxLabels {
-			return invalid("/labels", codeLabels, detail)
+		if err := d.head.AddLabel(name, rawText(raw), kindOf(raw) == kindString); err != nil {
+			return err
 		}
-		label := batch.Label{Name: string(name), Value: string(text(raw))}
-		d.head.labels = append(d.head.labels, label)
-		d.overhead += labelOverhead + len(label.Name) + len(label.Value)
 	}
-	slices.SortFunc(d.head.labels, func(a, b batch.Label) int { return cmp.Compare(a.Name, b.Name) })
+	for _, l := range d.head.Labels {
+		d.overhead += push.LabelBytes(l)
+	}
 	return d.scan.leave()
 }
 
 func (d *decoder) refusedNumbers() error {
-	if err := d.enter(kindArray, "/refused", codeNumbering, "must be an array of numbers"); err != nil {
-		return err
+	if ok, err := d.enter(kindArray); !ok {
+		return cmp.Or[error](err, push.Invalid("/refused", push.CodeNumbering, "must be an array of numbers"))
 	}
+	d.head.Refused = []uint64{}
 	for d.scan.more() {
 		raw, err := d.scan.value()
 		if err != nil {
 			return err
 		}
-		n, err := rawNumber(raw, "/refused")
-		if err != nil {
+		n, bad := rawInt(raw)
+		if err := d.head.AddRefused(uint64(n), bad == nil); err != nil {
 			return err
 		}
-		if len(d.head.refused) == maxRefused {
-			return invalid("/refused", codeNumbering, "at most 1,000 refused numbers fit into one batch")
-		}
-		d.head.refused = append(d.head.refused, n)
-		d.overhead += refusedOverhead
+		d.overhead += push.RefusedBytes
 	}
 	return d.scan.leave()
 }
 
 func (d *decoder) previous() error {
-	if err := d.enter(kindObject, "/previous", codeNumbering, "must be an object"); err != nil {
-		return err
+	if ok, err := d.enter(kindObject); !ok {
+		return cmp.Or[error](err, push.Invalid("/previous", push.CodeNumbering, "must be an object"))
 	}
+	d.head.Previous = new(batch.Mark)
 	for d.scan.more() {
 		name, err := d.scan.name()
 		if err != nil {
@@ -230,11 +191,11 @@ func (d *decoder) previous() error {
 		}
 		switch string(name) {
 		case "epoch":
-			d.head.previous.Epoch, err = rawEpoch(raw, "/previous/epoch")
+			d.head.Previous.Epoch, err = rawEpoch(raw, "/previous/epoch")
 		case "sequence":
-			d.head.previous.Sequence, err = rawNumber(raw, "/previous/sequence")
+			d.head.Previous.Sequence, err = rawNumber(raw, "/previous/sequence")
 		default:
-			err = invalid("/previous", codeUnknownMember, "has only epoch and sequence")
+			err = push.Invalid("/previous", push.CodeUnknownMember, "has only epoch and sequence")
 		}
 		if err != nil {
 			return err
@@ -243,82 +204,62 @@ func (d *decoder) previous() error {
 	return d.scan.leave()
 }
 
-// enter opens the object or array that a member must be.
-func (d *decoder) enter(want kind, pointer, code, detail string) error {
+// enter opens the object or array that a member must be, or passes over it and
+// returns false if it is none.
+func (d *decoder) enter(want kind) (bool, error) {
 	if d.scan.peek() != want {
-		if err := d.scan.skip(); err != nil {
-			return err
-		}
-		return invalid(pointer, code, detail)
+		return false, d.scan.skip()
 	}
-	return d.scan.open()
+	err := d.scan.open()
+	return err == nil, err
 }
 
 // complete checks what can be judged only when all members are known.
-func (h *head) complete(items int) error {
+func (d *decoder) complete() error {
 	for _, name := range requiredMembers {
 		switch {
-		case h.has(name):
+		case slices.Contains(d.seen, name):
 		case name == "timestamp":
-			return invalid("/timestamp", codeTimestampMissing, "the body has no timestamp")
+			return push.Invalid("/timestamp", codeTimestampMissing, "the body has no timestamp")
 		default:
-			return invalid("/"+name, codeMissing, "the body needs this member")
+			return push.Invalid("/"+name, push.CodeMissing, "the body needs this member")
 		}
 	}
-	if h.metricsCount != int64(items) {
-		return invalid("/metrics_count", codeMetricsCount, "is not the number of entries of metrics")
-	}
-	return h.numbering()
-}
-
-// numbering checks that a sender numbers its batches fully or not at all.
-func (h *head) numbering() error {
-	numbered := h.has("epoch")
-	switch {
-	case numbered != h.has("sequence"):
-		return invalid("/sequence", codeNumbering, "epoch and sequence stand together or not at all")
-	case !numbered && (h.has("previous") || h.has("refused")):
-		return invalid("/epoch", codeNumbering, "previous and refused need epoch and sequence")
-	case h.has("previous") && (h.sequence != 1 || h.previous.Epoch == uuid.Nil || h.previous.Sequence == 0 || h.previous.Epoch == h.epoch):
-		return invalid("/previous", codeNumbering, "names another epoch and its last number, in the first batch of an epoch")
-	case slices.ContainsFunc(h.refused, func(n uint64) bool { return n >= h.sequence }):
-		return invalid("/refused", codeNumbering, "refused numbers lie below sequence")
+	if d.counted != int64(d.itemCount) {
+		return push.Invalid("/metrics_count", codeMetricsCount, "is not the number of entries of metrics")
 	}
 	return nil
 }
 
 func rawUUID(raw []byte) (uuid.UUID, bool) {
-	if kindOf(raw) != kindString {
-		return uuid.Nil, false
-	}
-	return parseUUID(text(raw))
+	return parseUUID(rawText(raw))
 }
 
 func rawEpoch(raw []byte, pointer string) (uuid.UUID, error) {
 	id, ok := rawUUID(raw)
-	if !ok || !isUUIDv7(id) {
-		return uuid.Nil, invalid(pointer, codeNumbering, "must be a UUID of version 7")
-	}
-	return id, nil
+	return push.Epoch(id, ok, pointer)
 }
 
-// rawNumber returns a number of a sender's numbering, which PostgreSQL keeps
-// in a bigint.
 func rawNumber(raw []byte, pointer string) (uint64, error) {
 	n, bad := rawInt(raw)
-	if bad != nil || n < 1 {
-		return 0, invalid(pointer, codeNumbering, "must be whole and at least 1")
+	return push.Number(uint64(n), bad == nil, pointer)
+}
+
+// rawText returns the text of a raw string, none of anything else.
+func rawText(raw []byte) []byte {
+	if kindOf(raw) != kindString {
+		return nil
 	}
-	return uint64(n), nil
+	return text(raw)
 }
 
 // rawInt returns a 64-bit integer sent as a number or a string.
-func rawInt(raw []byte) (int64, *problem) {
+func rawInt(raw []byte) (int64, *push.Problem) {
 	switch kindOf(raw) {
 	case kindNumber:
 		return parseInt(raw)
 	case kindString:
 		return parseIntText(text(raw))
 	}
-	return 0, valueType
+	return 0, push.ValueType
 }

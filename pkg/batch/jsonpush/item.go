@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"strconv"
 
+	"pganalytics/pkg/batch/push"
 	"pganalytics/pkg/catalogue"
 )
 
@@ -12,10 +13,10 @@ type item struct {
 	index      int
 	typeName   string
 	family     *catalogue.Family
-	server     server // without a name: the body's hostname
-	timestamp  int64  // microseconds since 1970
-	hasTime    bool   // timestamp was given; else it is the body's
-	columns    []byte // the raw value of columns, once read before type
+	server     push.Server // without a name: the body's hostname
+	timestamp  int64       // microseconds since 1970
+	hasTime    bool        // timestamp was given; else it is the body's
+	columns    []byte      // the raw value of columns, once read before type
 	hasColumns bool
 	plan       *plan
 	held       []byte // the raw value of rows, when type or columns come later
@@ -27,14 +28,14 @@ type item struct {
 	minRow, maxRow int   // where the bounds were met first
 	lead           lead  // what the tuples were encoded with
 	start, end     int   // place of the tuples
-	rejection      *Rejection
+	rejection      *push.Rejection
 }
 
 // refuse notes the item's first fault. All of the item that follows is read
 // and passed over.
-func (it *item) refuse(pointer string, p *problem) {
+func (it *item) refuse(pointer string, p *push.Problem) {
 	if it.rejection == nil {
-		it.rejection = &Rejection{Index: it.index, Type: it.typeName, Pointer: itemPointer(it.index) + pointer, Code: p.code, Reason: p.reason}
+		it.rejection = &push.Rejection{Index: it.index, Type: it.typeName, Pointer: itemPointer(it.index) + pointer, Code: p.Code, Reason: p.Reason}
 	}
 }
 
@@ -101,7 +102,7 @@ func (d *decoder) itemMember(it *item, name []byte) error {
 	case "type", "server", "timestamp", "columns":
 	default:
 		pointer := ""
-		if known := printable(name); known != "" {
+		if known := push.Printable(name); known != "" {
 			pointer = "/" + known
 		}
 		it.refuse(pointer, itemUnknownMember)
@@ -118,11 +119,11 @@ func (d *decoder) itemMember(it *item, name []byte) error {
 		if kindOf(raw) == kindNull {
 			return nil
 		}
-		if kindOf(raw) != kindString || !validName(text(raw)) {
-			it.refuse("/server", serverInvalid)
+		if kindOf(raw) != kindString || !push.ValidName(text(raw)) {
+			it.refuse("/server", push.ServerInvalid)
 			return nil
 		}
-		it.server = d.server(text(raw))
+		it.server = d.servers.Named(text(raw))
 	case "timestamp":
 		if kindOf(raw) == kindNull {
 			return nil
@@ -139,7 +140,7 @@ func (d *decoder) itemMember(it *item, name []byte) error {
 		it.hasColumns = true
 		switch {
 		case kindOf(raw) != kindArray:
-			it.refuse("/columns", columnsInvalid)
+			it.refuse("/columns", push.ColumnsInvalid)
 		case it.plan != nil:
 			it.refuse("/columns", columnsWithNames)
 		case it.family == nil:
@@ -153,14 +154,14 @@ func (d *decoder) itemMember(it *item, name []byte) error {
 
 func (d *decoder) setType(it *item, raw []byte) {
 	if kindOf(raw) != kindString {
-		it.refuse("/type", familyUnknown)
+		it.refuse("/type", push.FamilyUnknown)
 		return
 	}
 	name := text(raw)
-	it.typeName = printable(name)
+	it.typeName = push.Printable(name)
 	family, ok := d.catalogue.Family(string(name))
 	if !ok {
-		it.refuse("/type", familyUnknown)
+		it.refuse("/type", push.FamilyUnknown)
 		return
 	}
 	it.family, it.typeName = family, family.Name

@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"pganalytics/pkg/batch/jsonpush"
+	"pganalytics/pkg/batch/push"
 	"pganalytics/pkg/fault"
 )
 
@@ -21,7 +22,7 @@ func TestOneHugeTokenIsRefusedBeforeItIsHeld(t *testing.T) { // not parallel: it
 	} {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
-		_, _, err := jsonpush.Decode(io.LimitReader(huge, 30<<20), collector, families(t), jsonpush.DefaultLimits(), now)
+		_, _, err := jsonpush.Decode(io.LimitReader(huge, 30<<20), collector, families(t), push.DefaultLimits(), now)
 		runtime.ReadMemStats(&after)
 		require.Equal(t, fault.TooLarge, fault.ClassOf(err), name)
 		require.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(40<<20), name)
@@ -56,7 +57,7 @@ func TestWhatIsPassedOverIsNotHeld(t *testing.T) { // not parallel: it measures 
 		cat := families(t)
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
-		_, report, err := jsonpush.Decode(sent, collector, cat, jsonpush.DefaultLimits(), now)
+		_, report, err := jsonpush.Decode(sent, collector, cat, push.DefaultLimits(), now)
 		runtime.ReadMemStats(&after)
 		require.NoError(t, err, name)
 		require.Len(t, report.Rejected, 1, name)

@@ -6,6 +6,8 @@ import (
 	"math"
 	"math/bits"
 	"strconv"
+
+	"pganalytics/pkg/batch/push"
 )
 
 // numberEnd is tokenEnd for numbers, whose end only what follows can show.
@@ -167,7 +169,7 @@ func noDigit(b []byte, i int) (int, extent) {
 // parseInt returns the value of a raw JSON number that is a whole number. An
 // exponent or a fraction of zeros is allowed (1e3, 10.0), since some senders
 // know only floating point; the value is taken exactly, never rounded.
-func parseInt(raw []byte) (int64, *problem) {
+func parseInt(raw []byte) (int64, *push.Problem) {
 	digits := raw
 	if raw[0] == '-' {
 		digits = raw[1:]
@@ -190,7 +192,7 @@ func parseInt(raw []byte) (int64, *problem) {
 
 // parseDecimal is parseInt for numbers with a fraction, an exponent or many
 // digits: the digits without their trailing zeros, times a power of ten.
-func parseDecimal(raw []byte) (int64, *problem) {
+func parseDecimal(raw []byte) (int64, *push.Problem) {
 	negative := raw[0] == '-'
 	if negative {
 		raw = raw[1:]
@@ -212,7 +214,7 @@ func parseDecimal(raw []byte) (int64, *problem) {
 	case exponent < 0:
 		return 0, valueNotIntegral
 	case int64(len(significant))+exponent > 19:
-		return 0, valueRange
+		return 0, push.ValueRange
 	}
 	n := uint64(0) // 19 digits fit
 	for _, c := range significant {
@@ -227,7 +229,7 @@ func parseDecimal(raw []byte) (int64, *problem) {
 	case !negative && n <= math.MaxInt64:
 		return int64(n), nil
 	}
-	return 0, valueRange
+	return 0, push.ValueRange
 }
 
 // parseExponent stops counting far beyond any exponent that a body has room to
@@ -247,7 +249,7 @@ func parseExponent(raw []byte) int64 {
 
 // parseIntText returns the value of an integer sent as a string: an optional
 // minus and decimal digits, nothing else.
-func parseIntText(s []byte) (int64, *problem) {
+func parseIntText(s []byte) (int64, *push.Problem) {
 	digits := bytes.TrimPrefix(s, []byte("-"))
 	if len(digits) == 0 || len(digits) > 19 {
 		return 0, valueNotIntegral
@@ -261,7 +263,7 @@ func parseIntText(s []byte) (int64, *problem) {
 }
 
 // parseFloat returns the value of a raw JSON number, rounded to bits.
-func parseFloat(raw []byte, bits int) (float64, *problem) {
+func parseFloat(raw []byte, bits int) (float64, *push.Problem) {
 	if len(raw) <= 15 && raw[0] != '-' { // 15 digits are exact in a float64
 		n := int64(0)
 		for i, c := range raw {
@@ -276,7 +278,7 @@ func parseFloat(raw []byte, bits int) (float64, *problem) {
 	}
 	v, err := strconv.ParseFloat(string(raw), bits)
 	if err != nil { // the grammar is right, so it can only be too large
-		return 0, valueRange
+		return 0, push.ValueRange
 	}
 	return v, nil
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/google/uuid"
 
 	"pganalytics/pkg/batch"
+	"pganalytics/pkg/batch/push"
 	"pganalytics/pkg/catalogue"
 )
 
@@ -17,72 +18,54 @@ const timeColumn = "time"
 
 // field says how the values at one place of a row are encoded.
 type field struct {
+	push.Bounds
 	name     string
 	quoted   []byte // the name as JSON has it; of rows that are objects
-	typ      catalogue.Type
-	isTime   bool // the row's time, which leads the tuple instead of standing here
+	isTime   bool   // the row's time, which leads the tuple instead of standing here
 	isNumber bool
-	notNull  bool
-	maxText  int
 }
 
 // plan says how the rows of one item are encoded. It is made once per item.
 type plan struct {
 	fields  []field
-	columns []batch.Column // fields without the time
-	timeAt  int            // position of the time in fields, -1 when rows have none
-	byName  bool           // rows are objects
+	columns push.Columns // fields without the time
+	timeAt  int          // position of the time in fields, -1 when rows have none
+	byName  bool         // rows are objects
 }
 
 func newPlan(family *catalogue.Family) *plan {
-	n := len(family.Columns)
-	return &plan{fields: make([]field, 0, n+1), columns: make([]batch.Column, 0, n), timeAt: -1}
+	return &plan{fields: make([]field, 0, len(family.Columns)+1), columns: push.ColumnsOf(family), timeAt: -1}
 }
 
 // planOf returns the plan for rows that are arrays, whose columns are named by
 // a raw JSON array. The position is that of the faulty name, -1 when the fault
 // is not in one name.
-func planOf(family *catalogue.Family, raw []byte, lim *Limits) (*plan, int, *problem) {
+func planOf(family *catalogue.Family, raw []byte, lim *push.Limits) (*plan, int, *push.Problem) {
 	p := newPlan(family)
 	names := scannerOf(raw)
 	if names.open() != nil {
-		return nil, -1, columnsInvalid
+		return nil, -1, push.ColumnsInvalid
 	}
 	for i := 0; names.more(); i++ {
 		quoted, err := names.scalar()
 		if err != nil || kindOf(quoted) != kindString { // the text is valid, so an error means an object or array
-			return nil, i, columnsInvalid
+			return nil, i, push.ColumnsInvalid
 		}
-		name := text(quoted)
-		f, ok := fieldOf(family, name, lim)
-		if !ok {
-			return nil, i, columnUnknown
-		}
-		if slices.ContainsFunc(p.fields, func(other field) bool { return other.name == f.name }) {
-			return nil, i, columnTwice
-		}
-		p.add(f)
-	}
-	if len(p.columns) == 0 {
-		return nil, -1, columnsInvalid
-	}
-	for _, key := range family.Key {
-		if !slices.ContainsFunc(p.columns, func(c batch.Column) bool { return c.Name == key }) {
-			return nil, -1, keyMissing
+		if bad := p.add(text(quoted), lim); bad != nil {
+			return nil, i, bad
 		}
 	}
-	return p, 0, nil
+	return p, -1, p.columns.Complete()
 }
 
 // planByName returns the plan for rows that are objects: all columns of the
 // family, because which of them the rows name is not known before the last row.
-func planByName(family *catalogue.Family, lim *Limits) *plan {
+func planByName(family *catalogue.Family, lim *push.Limits) *plan {
 	p := newPlan(family)
 	p.byName = true
-	p.add(field{name: timeColumn, isTime: true})
+	_ = p.add([]byte(timeColumn), lim)
 	for i := range family.Columns {
-		f, _ := fieldOf(family, []byte(family.Columns[i].Name), lim)
-		p.add(f)
+		_ = p.add([]byte(family.Columns[i].Name), lim) // the family has it, and once
 	}
 	for i := range p.fields {
 		p.fields[i].quoted = []byte(`"` + p.fields[i].name + `"`)
@@ -90,33 +73,27 @@ func planByName(family *catalogue.Family, lim *Limits) *plan {
 	return p
 }
 
-func fieldOf(family *catalogue.Family, name []byte, lim *Limits) (field, bool) {
+// add adds the field of that name.
+func (p *plan) add(name []byte, lim *push.Limits) *push.Problem {
 	if string(name) == timeColumn {
-		return field{name: timeColumn, isTime: true}, true
+		if p.timeAt >= 0 {
+			return push.ColumnTwice
+		}
+		p.timeAt = len(p.fields)
+		p.fields = append(p.fields, field{name: timeColumn, isTime: true})
+		return nil
 	}
-	i, ok := family.Column(string(name))
-	if !ok {
-		return field{}, false
+	if bad := p.columns.Add(name, lim); bad != nil {
+		return bad
 	}
-	c := &family.Columns[i]
-	f := field{name: c.Name, typ: c.Type, notNull: c.NotNull, maxText: lim.MaxTextBytes}
-	switch c.Type {
+	last := len(p.columns.List) - 1
+	f := field{Bounds: p.columns.Bounds[last], name: p.columns.List[last].Name}
+	switch f.Type {
 	case catalogue.SmallInt, catalogue.Integer, catalogue.BigInt, catalogue.Real, catalogue.DoublePrecision:
 		f.isNumber = true
 	}
-	if slices.Contains(family.Key, c.Name) {
-		f.notNull, f.maxText = true, min(f.maxText, maxKeyBytes)
-	}
-	return f, true
-}
-
-func (p *plan) add(f field) {
-	if f.isTime {
-		p.timeAt = len(p.fields)
-	} else {
-		p.columns = append(p.columns, batch.Column{Name: f.name, Type: f.typ})
-	}
 	p.fields = append(p.fields, f)
+	return nil
 }
 
 // find returns the place of the named field, or -1.
@@ -152,44 +129,44 @@ func appendShort(dst []byte, s *scanner, fields []field) ([]byte, int) {
 // field may be unable to hold it.
 func (f *field) appendExact(dst []byte, n int64, scale int) []byte {
 	switch {
-	case f.typ == catalogue.BigInt && scale == 0:
+	case f.Type == catalogue.BigInt && scale == 0:
 		return batch.AppendInt64(dst, n)
-	case f.typ == catalogue.Integer && scale == 0 && n == int64(int32(n)):
+	case f.Type == catalogue.Integer && scale == 0 && n == int64(int32(n)):
 		return batch.AppendInt32(dst, int32(n))
-	case f.typ == catalogue.SmallInt && scale == 0 && n == int64(int16(n)):
+	case f.Type == catalogue.SmallInt && scale == 0 && n == int64(int16(n)):
 		return batch.AppendInt16(dst, int16(n))
-	case f.typ == catalogue.DoublePrecision && -1<<53 <= n && n <= 1<<53:
+	case f.Type == catalogue.DoublePrecision && -1<<53 <= n && n <= 1<<53:
 		return batch.AppendFloat64(dst, float64(n)/powers[scale])
-	case f.typ == catalogue.Real && -1<<24 <= n && n <= 1<<24 && scale < powers32:
+	case f.Type == catalogue.Real && -1<<24 <= n && n <= 1<<24 && scale < powers32:
 		return batch.AppendFloat32(dst, float32(n)/float32(powers[scale]))
 	}
 	return dst
 }
 
 // append appends a raw JSON value as the field's value.
-func (f *field) append(dst, raw []byte) ([]byte, *problem) {
+func (f *field) append(dst, raw []byte) ([]byte, *push.Problem) {
 	k := kindOf(raw)
 	if k == kindNull {
-		if f.notNull {
-			return dst, valueNull
+		if f.NotNull {
+			return dst, push.ValueNull
 		}
 		return batch.AppendNull(dst), nil
 	}
-	switch f.typ {
+	switch f.Type {
 	case catalogue.SmallInt, catalogue.Integer, catalogue.BigInt:
 		return f.appendInt(dst, raw, k)
 	case catalogue.Real, catalogue.DoublePrecision:
 		return f.appendFloat(dst, raw, k)
 	case catalogue.Boolean:
 		if k != kindTrue && k != kindFalse {
-			return dst, valueType
+			return dst, push.ValueType
 		}
 		return batch.AppendBool(dst, k == kindTrue), nil
 	}
 	if k != kindString {
-		return dst, valueType
+		return dst, push.ValueType
 	}
-	switch f.typ {
+	switch f.Type {
 	case catalogue.Text:
 		return f.appendText(dst, raw)
 	case catalogue.UUID:
@@ -201,47 +178,47 @@ func (f *field) append(dst, raw []byte) ([]byte, *problem) {
 	case catalogue.TimestampTZ:
 		us, ok := parseTime(text(raw))
 		if !ok {
-			return dst, valueTime
+			return dst, push.ValueTime
 		}
 		return batch.AppendTime(dst, timeOf(us)), nil
 	}
-	return dst, valueType
+	return dst, push.ValueType
 }
 
-func (f *field) appendInt(dst, raw []byte, k kind) ([]byte, *problem) {
+func (f *field) appendInt(dst, raw []byte, k kind) ([]byte, *push.Problem) {
 	var n int64
-	var bad *problem
+	var bad *push.Problem
 	switch {
 	case k == kindNumber:
 		n, bad = parseInt(raw)
-	case k == kindString && f.typ == catalogue.BigInt:
+	case k == kindString && f.Type == catalogue.BigInt:
 		n, bad = parseIntText(text(raw))
 	default:
-		bad = valueType
+		bad = push.ValueType
 	}
 	if bad != nil {
 		return dst, bad
 	}
-	switch f.typ {
+	switch f.Type {
 	case catalogue.SmallInt:
 		if n != int64(int16(n)) {
-			return dst, valueRange
+			return dst, push.ValueRange
 		}
 		return batch.AppendInt16(dst, int16(n)), nil
 	case catalogue.Integer:
 		if n != int64(int32(n)) {
-			return dst, valueRange
+			return dst, push.ValueRange
 		}
 		return batch.AppendInt32(dst, int32(n)), nil
 	}
 	return batch.AppendInt64(dst, n), nil
 }
 
-func (f *field) appendFloat(dst, raw []byte, k kind) ([]byte, *problem) {
+func (f *field) appendFloat(dst, raw []byte, k kind) ([]byte, *push.Problem) {
 	if k != kindNumber {
-		return dst, valueType
+		return dst, push.ValueType
 	}
-	if f.typ == catalogue.Real {
+	if f.Type == catalogue.Real {
 		v, bad := parseFloat(raw, 32)
 		if bad != nil {
 			return dst, bad
@@ -255,11 +232,11 @@ func (f *field) appendFloat(dst, raw []byte, k kind) ([]byte, *problem) {
 	return batch.AppendFloat64(dst, v), nil
 }
 
-func (f *field) appendText(dst, raw []byte) ([]byte, *problem) {
+func (f *field) appendText(dst, raw []byte) ([]byte, *push.Problem) {
 	if bytes.IndexByte(raw, '\\') < 0 {
 		s := raw[1 : len(raw)-1]
-		if len(s) > f.maxText {
-			return dst, f.textTooLong()
+		if len(s) > f.MaxText {
+			return dst, f.TextTooLong()
 		}
 		return batch.AppendText(dst, s), nil
 	}
@@ -268,20 +245,13 @@ func (f *field) appendText(dst, raw []byte) ([]byte, *problem) {
 	dst = appendUnquoted(append(dst, 0, 0, 0, 0), raw)
 	s := dst[start+4:]
 	switch {
-	case len(s) > f.maxText:
-		return dst, f.textTooLong()
+	case len(s) > f.MaxText:
+		return dst, f.TextTooLong()
 	case bytes.IndexByte(s, 0) >= 0:
-		return dst, valueNUL
+		return dst, push.ValueNUL
 	}
 	binary.BigEndian.PutUint32(dst[start:], uint32(len(s)))
 	return dst, nil
-}
-
-func (f *field) textTooLong() *problem {
-	if f.maxText == maxKeyBytes {
-		return valueKeyLong
-	}
-	return valueTextLong
 }
 
 // The places of the two fields that lead a tuple, behind its number of fields,

@@ -18,6 +18,7 @@ import (
 
 	"pganalytics/pkg/batch"
 	"pganalytics/pkg/batch/jsonpush"
+	"pganalytics/pkg/batch/push"
 )
 
 // member is a name and a raw value.
@@ -98,9 +99,9 @@ func TestTheOrderOfMembersChangesNothing(t *testing.T) {
 			}
 			return object(members)
 		}
-		b, report, err := jsonpush.Decode(strings.NewReader(build(false)), collector, cat, jsonpush.DefaultLimits(), now)
+		b, report, err := jsonpush.Decode(strings.NewReader(build(false)), collector, cat, push.DefaultLimits(), now)
 		shuffled := build(true)
-		b2, report2, err2 := jsonpush.Decode(iotest.OneByteReader(strings.NewReader(shuffled)), collector, cat, jsonpush.DefaultLimits(), now)
+		b2, report2, err2 := jsonpush.Decode(iotest.OneByteReader(strings.NewReader(shuffled)), collector, cat, push.DefaultLimits(), now)
 		require.Equal(t, b, b2, shuffled)
 		require.Equal(t, err == nil, err2 == nil, shuffled)
 		if err == nil {
@@ -146,13 +147,13 @@ func TestNamesMayComeInAnyOrder(t *testing.T) {
 		b, _, err := jsonpush.Decode(strings.NewReader(body([]string{
 			`{"type": "wide", "rows": [` + strings.Join(objects, ",") + `]}`,
 			`{"type": "wide", "columns": ` + encode(columns) + `, "rows": [` + strings.Join(arrays, ",") + `]}`,
-		})), collector, cat, jsonpush.DefaultLimits(), now)
+		})), collector, cat, push.DefaultLimits(), now)
 		require.NoError(t, err)
 		require.Equal(t, b.Sections[1], b.Sections[0])
 	})
 }
 
-func indexes(r *jsonpush.Report) []int {
+func indexes(r *push.Report) []int {
 	var list []int
 	for _, rejection := range r.Rejected {
 		list = append(list, rejection.Index)
@@ -221,7 +222,7 @@ func TestTheMeasuredSizeIsNeverBelowTheMarshalled(t *testing.T) {
 		refused := strings.TrimSuffix(strings.Repeat("9223372036854775806,", rapid.IntRange(0, 1000).Draw(t, "refused")), ",")
 		sent := body(items, batchID(now), `"labels": {`+strings.Join(labels, ",")+`}`, `"epoch": `+other,
 			`"sequence": 9223372036854775807`, `"refused": [`+refused+`]`)
-		lim := jsonpush.DefaultLimits()
+		lim := push.DefaultLimits()
 		b, _, err := jsonpush.Decode(strings.NewReader(sent), collector, cat, lim, now)
 		require.NoError(t, err)
 		b.TraceParent = strings.Repeat("0", 55)
@@ -246,7 +247,7 @@ func TestIntegersAreTakenExactlyOrNotAtAll(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		number := rapid.StringMatching(`-?(0|[1-9][0-9]{0,21})(\.[0-9]{1,6}0{0,4})?([eE][+-]?[0-9]{1,2})?`).Draw(t, "number")
 		b, _, err := jsonpush.Decode(strings.NewReader(body([]string{`{"type": "narrow", "columns": ["v"], "rows": [[` + number + `]]}`})+ahead.Draw(t, "ahead")),
-			collector, cat, jsonpush.DefaultLimits(), now)
+			collector, cat, push.DefaultLimits(), now)
 		exact, ok := new(big.Rat).SetString(number)
 		require.True(t, ok)
 		if exact.IsInt() && exact.Num().IsInt64() {
@@ -276,7 +277,7 @@ func TestFloatsAreRoundedOnce(t *testing.T) {
 		s := number.Draw(t, "number")
 		for column, bits := range map[string]int{"f8": 64, "f4": 32} {
 			b, report, err := jsonpush.Decode(strings.NewReader(body([]string{good, all(column, s)})+ahead.Draw(t, "ahead")),
-				collector, cat, jsonpush.DefaultLimits(), now)
+				collector, cat, push.DefaultLimits(), now)
 			require.NoError(t, err)
 			v, err := strconv.ParseFloat(s, bits)
 			if err != nil {
@@ -298,7 +299,7 @@ func TestTimesAreThoseOfTheStandardLibrary(t *testing.T) {
 	cat := families(t)
 	rapid.Check(t, func(t *rapid.T) {
 		s := rapid.StringMatching(`[0-9]{4}-(0[0-9]|1[0-3])-[0-3][0-9]T[0-2][0-9]:[0-6][0-9]:[0-6][0-9](\.[0-9]{1,9})?(Z|[+-][01][0-9]:[0-5][0-9])`).Draw(t, "time")
-		b, _, err := jsonpush.Decode(strings.NewReader(body([]string{all("ts", `"`+s+`"`)})), collector, cat, jsonpush.DefaultLimits(), now)
+		b, _, err := jsonpush.Decode(strings.NewReader(body([]string{all("ts", `"`+s+`"`)})), collector, cat, push.DefaultLimits(), now)
 		want, wantErr := time.Parse(time.RFC3339Nano, s)
 		require.Equal(t, wantErr == nil, err == nil, s)
 		if err == nil {

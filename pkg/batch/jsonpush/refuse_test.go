@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"pganalytics/pkg/batch/jsonpush"
+	"pganalytics/pkg/batch/push"
 	"pganalytics/pkg/fault"
 )
 
@@ -231,7 +232,7 @@ func TestAFaultWithinAnItemRefusesThatItemAlone(t *testing.T) {
 			require.Equal(t, alone.Sections, b.Sections, "nothing of the refused item is in the batch")
 			require.Equal(t, 2, report.ItemsAccepted)
 			require.Equal(t, 4, report.RowsAccepted)
-			require.Equal(t, 3, report.MetricsCount)
+			require.Equal(t, 3, report.ItemCount)
 			require.Len(t, report.Rejected, 1)
 			r := report.Rejected[0]
 			require.Equal(t, 1, r.Index)
@@ -271,17 +272,17 @@ func TestALimitRefusesTheBodyAtOnce(t *testing.T) {
 	t.Parallel()
 	items := []string{good, good, good}
 	for name, test := range map[string]struct {
-		change func(*jsonpush.Limits)
+		change func(*push.Limits)
 		code   string
 	}{
-		"body":    {func(l *jsonpush.Limits) { l.MaxBodyBytes = int64(len(body(items))) - 1 }, "body_too_large"},
-		"encoded": {func(l *jsonpush.Limits) { l.MaxEncodedBytes = 1000 }, "batch_too_large"},
-		"items":   {func(l *jsonpush.Limits) { l.MaxItems = 2 }, "too_many_items"},
-		"rows":    {func(l *jsonpush.Limits) { l.MaxRows = 5 }, "too_many_rows"},
+		"body":    {func(l *push.Limits) { l.MaxBodyBytes = int64(len(body(items))) - 1 }, "body_too_large"},
+		"encoded": {func(l *push.Limits) { l.MaxEncodedBytes = 1000 }, "batch_too_large"},
+		"items":   {func(l *push.Limits) { l.MaxItems = 2 }, "too_many_items"},
+		"rows":    {func(l *push.Limits) { l.MaxRows = 5 }, "too_many_rows"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			lim := jsonpush.DefaultLimits()
+			lim := push.DefaultLimits()
 			lim.MaxBodyBytes = int64(len(body(items)))
 			lim.MaxItems, lim.MaxRows = 3, 6
 			_, _, err := jsonpush.Decode(strings.NewReader(body(items)), collector, families(t), lim, now)
@@ -299,7 +300,7 @@ func TestARefusedItemTakesNoRoom(t *testing.T) {
 	for range 50 {
 		items = append(items, `{"type": "narrow", "columns": ["v"], "rows": [`+strings.Repeat("[1], ", 10)+`[true]]}`)
 	}
-	lim := jsonpush.DefaultLimits()
+	lim := push.DefaultLimits()
 	lim.MaxEncodedBytes = 2500
 	_, report, err := jsonpush.Decode(strings.NewReader(body(items)), collector, families(t), lim, now)
 	require.NoError(t, err)
@@ -320,7 +321,7 @@ func (e *endless) Read(p []byte) (int, error) {
 
 func TestTheEncodedSizeIsMeasuredWhileEncoding(t *testing.T) {
 	t.Parallel()
-	lim := jsonpush.DefaultLimits()
+	lim := push.DefaultLimits()
 	lim.MaxBodyBytes, lim.MaxRows = 1<<62, 1<<30
 	head, _, _ := strings.Cut(body([]string{good}), "[1]")
 	_, _, err := jsonpush.Decode(&endless{head: head}, collector, families(t), lim, now)
@@ -356,8 +357,8 @@ func TestRejectionsAreListedInTheBodysOrder(t *testing.T) {
 
 func TestLimitsAreValidatedTogether(t *testing.T) {
 	t.Parallel()
-	require.NoError(t, jsonpush.DefaultLimits().Validate())
-	lim := jsonpush.DefaultLimits()
+	require.NoError(t, push.DefaultLimits().Validate())
+	lim := push.DefaultLimits()
 	lim.MaxRows, lim.MaxAge = 0, -time.Second
 	require.EqualError(t, lim.Validate(), "max-rows: must be positive, is 0\nmax-age: must be positive, is -1s")
 }

@@ -5,6 +5,7 @@ import (
 	"strconv"
 
 	"pganalytics/pkg/batch"
+	"pganalytics/pkg/batch/push"
 )
 
 // rows decodes the rows of an item, or holds them back as they are while what
@@ -98,7 +99,7 @@ func (e *rowEncoder) row(row int) error {
 	}
 	e.scan.pass()
 	if e.rowCount++; e.rowCount > e.limits.MaxRows {
-		return tooLarge("/metrics", codeTooManyRows, "the body has more rows than allowed")
+		return push.TooLarge("/metrics", push.CodeTooManyRows, "the body has more rows than allowed")
 	}
 	it.rows++
 	return e.fits()
@@ -117,7 +118,7 @@ func (d *decoder) reserve() {
 func (e *rowEncoder) begin() {
 	it := e.item
 	it.lead = e.leadOf(it)
-	e.lead = batch.AppendTuple(make([]byte, 0, leadBytes), batch.LeadFields+len(it.plan.columns), timeOf(it.lead.us), it.lead.server.id)
+	e.lead = batch.AppendTuple(make([]byte, 0, leadBytes), batch.LeadFields+len(it.plan.columns.List), timeOf(it.lead.us), it.lead.server.ID)
 	if it.plan.byName {
 		e.places = make([]place, len(it.plan.fields))
 		e.behind = make([]int, len(it.plan.fields)+1)
@@ -143,14 +144,14 @@ func (e *rowEncoder) array(row int) error {
 		}
 		f := &fields[i]
 		if !s.more() {
-			it.refuse(rowPointer(row), rowArity)
+			it.refuse(rowPointer(row), push.RowArity)
 			return nil
 		}
 		raw, err := s.element()
 		if err != nil {
 			return err
 		}
-		var bad *problem
+		var bad *push.Problem
 		if f.isTime {
 			var us int64
 			if us, bad = rowTime(raw); bad == nil {
@@ -165,7 +166,7 @@ func (e *rowEncoder) array(row int) error {
 		}
 	}
 	if s.more() {
-		it.refuse(rowPointer(row), rowArity)
+		it.refuse(rowPointer(row), push.RowArity)
 	}
 	e.tuples = dst
 	return nil
@@ -185,7 +186,7 @@ func (e *rowEncoder) object(row int) error {
 			return err
 		}
 		if at < 0 {
-			e.item.refuse(rowPointer(row), columnUnknown)
+			e.item.refuse(rowPointer(row), push.ColumnUnknown)
 			return e.pass(quoted)
 		}
 		e.places[at] = place{given: true, start: len(e.values)}
@@ -229,7 +230,7 @@ func (e *rowEncoder) column(last int) (int, []byte, error) {
 }
 
 // member encodes the next value of a row that is an object.
-func (e *rowEncoder) member(f []field) (*problem, error) {
+func (e *rowEncoder) member(f []field) (*push.Problem, error) {
 	var short int
 	if e.values, short = appendShort(e.values, e.scan, f); short == 1 {
 		return nil, nil
@@ -238,7 +239,7 @@ func (e *rowEncoder) member(f []field) (*problem, error) {
 	if err != nil {
 		return nil, err
 	}
-	var bad *problem
+	var bad *push.Problem
 	if f[0].isTime {
 		e.us, bad = rowTime(raw)
 	} else {
@@ -288,8 +289,8 @@ func (e *rowEncoder) join(row int) {
 		case i == p.timeAt:
 		case place.given:
 			dst = append(dst, e.values[place.start:place.end]...)
-		case p.fields[i].notNull:
-			it.refuse(rowPointer(row)+"/"+p.fields[i].name, valueNull)
+		case p.fields[i].NotNull:
+			it.refuse(rowPointer(row)+"/"+p.fields[i].name, push.ValueNull)
 			return
 		default:
 			dst = batch.AppendNull(dst)
@@ -299,16 +300,16 @@ func (e *rowEncoder) join(row int) {
 }
 
 // rowTime returns the time of a row in microseconds since 1970.
-func rowTime(raw []byte) (int64, *problem) {
+func rowTime(raw []byte) (int64, *push.Problem) {
 	switch kindOf(raw) {
 	case kindString:
 		if us, ok := parseTime(text(raw)); ok {
 			return us, nil
 		}
 	case kindNull:
-		return 0, valueNull
+		return 0, push.ValueNull
 	}
-	return 0, valueTime
+	return 0, push.ValueTime
 }
 
 // setTime overwrites the time that the lead brought into a row's tuple.

@@ -6,6 +6,7 @@ import (
 	"hash"
 	"io"
 
+	"pganalytics/pkg/batch/push"
 	"pganalytics/pkg/fault"
 )
 
@@ -293,7 +294,7 @@ func (s *scanner) end() error {
 	if err := s.enter(); err != nil {
 		return err
 	}
-	return invalid("", codeInvalidJSON, "the body goes on after its JSON value")
+	return push.Invalid("", codeInvalidJSON, "the body goes on after its JSON value")
 }
 
 // token returns the raw bytes of the token that begins at the scanner.
@@ -350,7 +351,7 @@ func (s *scanner) broken(behind int, cause error) error {
 	case s.failed():
 		return s.unread()
 	case errors.Is(cause, errDuplicate):
-		return refused(codeDuplicateName, fmt.Sprintf("an object has the same name twice, near byte %d", at), cause)
+		return refused(push.CodeDuplicateName, fmt.Sprintf("an object has the same name twice, near byte %d", at), cause)
 	case len(s.nest) == 0 && s.pos == len(s.buf):
 		return refused(codeInvalidJSON, "the body is empty", cause)
 	}
@@ -360,7 +361,7 @@ func (s *scanner) broken(behind int, cause error) error {
 func (s *scanner) unread() error { return fmt.Errorf("read body: %w", s.ended) }
 
 func refused(code, detail string, cause error) *fault.Error {
-	e := invalid("", code, detail)
+	e := push.Invalid("", code, detail)
 	e.Err = cause
 	return e
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/stretchr/testify/require"
 
+	"pganalytics/pkg/batch/push"
 	"pganalytics/pkg/fault"
 )
 
@@ -157,7 +158,7 @@ func requireSameOutcome(t *testing.T, data []byte, want, got error, how string) 
 	case !ok:
 		require.Fail(t, "another error of jsontext", want)
 	case errors.Is(want, jsontext.ErrDuplicateName):
-		require.Equal(t, codeDuplicateName, f.Code)
+		require.Equal(t, push.CodeDuplicateName, f.Code)
 		require.Equal(t, fmt.Sprintf("an object has the same name twice, near byte %d", syntax.ByteOffset), f.Detail, how)
 	case errors.Is(want, io.ErrUnexpectedEOF): // of a number jsontext names the beginning
 		require.Equal(t, "invalid_json", f.Code)

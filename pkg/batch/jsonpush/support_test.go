@@ -13,6 +13,7 @@ import (
 
 	"pganalytics/pkg/batch"
 	"pganalytics/pkg/batch/jsonpush"
+	"pganalytics/pkg/batch/push"
 	"pganalytics/pkg/catalogue"
 )
 
@@ -109,9 +110,9 @@ func families(tb testing.TB) *catalogue.Catalogue {
 }
 
 // decode decodes a body as the collector of these tests sends it.
-func decode(tb testing.TB, body string) (*batch.Batch, *jsonpush.Report, error) {
+func decode(tb testing.TB, body string) (*batch.Batch, *push.Report, error) {
 	tb.Helper()
-	return jsonpush.Decode(strings.NewReader(body), collector, families(tb), jsonpush.DefaultLimits(), now)
+	return jsonpush.Decode(strings.NewReader(body), collector, families(tb), push.DefaultLimits(), now)
 }
 
 // body returns a body with these items and members; a member "-name" leaves

@@ -1,10 +1,6 @@
 package jsonpush
 
 import (
-	"time"
-	"unicode"
-	"unicode/utf8"
-
 	"github.com/google/uuid"
 )
 
@@ -91,34 +87,3 @@ func parseUUID(s []byte) (uuid.UUID, bool) {
 	id, err := uuid.ParseBytes(s)
 	return id, err == nil
 }
-
-// timeOfUUIDv7 returns the time that a UUIDv7 carries.
-func timeOfUUIDv7(id uuid.UUID) time.Time {
-	ms := int64(id[0])<<40 | int64(id[1])<<32 | int64(id[2])<<24 | int64(id[3])<<16 | int64(id[4])<<8 | int64(id[5])
-	return time.UnixMilli(ms).UTC()
-}
-
-func isUUIDv7(id uuid.UUID) bool { return id.Version() == 7 && id.Variant() == uuid.RFC4122 }
-
-// validName reports whether a text can name a server: 1 to 255 bytes without
-// control characters.
-func validName(name []byte) bool { return len(name) > 0 && validNote(name) }
-
-// validNote is validName for texts that may be empty.
-func validNote(s []byte) bool {
-	if len(s) > maxNameBytes {
-		return false
-	}
-	for len(s) > 0 {
-		r, n := utf8.DecodeRune(s)
-		if unicode.IsControl(r) {
-			return false
-		}
-		s = s[n:]
-	}
-	return true
-}
-
-// validLabel reports whether a text can name a label: letters, digits and
-// underscores, at most 63 bytes, no digit in front.
-func validLabel(name []byte) bool { return printable(name) != "" }

@@ -3,6 +3,8 @@ package jsonpush
 import (
 	"hash"
 	"io"
+
+	"pganalytics/pkg/batch/push"
 )
 
 // maxToken bounds what is buffered of one value that is read whole, such as a
@@ -38,7 +40,7 @@ func (w *window) fill() bool {
 		return false
 	}
 	if w.base+int64(len(w.buf))-w.since > maxToken {
-		w.ended = tooLarge("", codeBodyTooLarge, "a value or a run of white space is larger than allowed")
+		w.ended = push.TooLarge("", push.CodeBodyTooLarge, "a value or a run of white space is larger than allowed")
 		return false
 	}
 	w.makeRoom()

@@ -1,4 +1,4 @@
-package jsonpush
+package push
 
 import (
 	"errors"
@@ -81,3 +81,9 @@ const (
 	maxRejections  = 100   // listed in an answer; the rest is counted
 	maxPrintedName = 63    // the longest name that PostgreSQL knows
 )
+
+// Window returns the first and the last time, in microseconds since 1970, that
+// a row may have in a batch sent at that time, of a family that is kept so long.
+func (l Limits) Window(sentAt time.Time, retention time.Duration) (first, last int64) {
+	return sentAt.Add(-retention).UnixMicro(), sentAt.Add(l.MaxAhead).UnixMicro()
+}
