@@ -80,7 +80,7 @@ func (w *writer) write(b *Batch, limit int) ([]byte, error) {
 	}
 	w.plan(b)
 	defer w.forget()
-	if size := w.size(func(i int) int { return wire.SizeBytes(sectionTuples, b.Sections[i].tupleBytes()) }); size > limit {
+	if size := w.size(func(i int) int { return wire.SizeBytes(wire.SectionTuples, b.Sections[i].tupleBytes()) }); size > limit {
 		return nil, fmt.Errorf("%w: %d bytes of %d", ErrTooLarge, size, limit)
 	}
 	version := w.pack(b.Sections)

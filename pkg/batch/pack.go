@@ -6,6 +6,7 @@ import (
 
 	"github.com/klauspost/compress/s2"
 
+	"pganalytics/pkg/batch/internal/wire"
 	"pganalytics/pkg/fault"
 )
 
@@ -41,18 +42,18 @@ func (w *writer) pack(sections []Section) (version uint64) {
 	w.parts = w.parts[:0]
 	for i := range sections {
 		s := &sections[i]
-		p := block{sectionTuples, s.Tuples}
+		p := block{wire.SectionTuples, s.Tuples}
 		switch {
 		case s.packed != nil:
-			p = block{sectionPacked, s.packed}
+			p = block{wire.SectionPacked, s.packed}
 		case len(s.Tuples) >= packFrom:
 			packed := s2.Encode(arena, s.Tuples)
 			if len(packed) <= len(s.Tuples)-len(s.Tuples)/8 {
-				p = block{sectionPacked, packed}
+				p = block{wire.SectionPacked, packed}
 				arena = arena[len(packed):]
 			}
 		}
-		if p.field == sectionPacked {
+		if p.field == wire.SectionPacked {
 			version = versionPacked
 		}
 		w.parts = append(w.parts, p)

@@ -7,49 +7,24 @@ import (
 	"pganalytics/pkg/batch/internal/wire"
 )
 
-// What a batch's envelope and a push in the native form have in common. Field
-// numbers are those of schemas/batch.proto.
-const (
-	fieldEpoch    protowire.Number = 5
-	fieldSequence protowire.Number = 6
-	fieldPrevious protowire.Number = 7
-	fieldRefused  protowire.Number = 8
-
-	markEpoch    protowire.Number = 1
-	markSequence protowire.Number = 2
-
-	labelName  protowire.Number = 1
-	labelValue protowire.Number = 2
-
-	sectionFamily   protowire.Number = 1
-	sectionServer   protowire.Number = 2
-	sectionServerID protowire.Number = 3
-	sectionColumns  protowire.Number = 4
-	sectionRows     protowire.Number = 5
-	sectionMinTime  protowire.Number = 6
-	sectionMaxTime  protowire.Number = 7
-	sectionTuples   protowire.Number = 8
-	sectionPacked   protowire.Number = 9
-
-	columnName protowire.Number = 1
-	columnType protowire.Number = 2
-)
+// These write what a batch's envelope and a push in the native form have in
+// common.
 
 // AppendNumbering appends a sender's numbering as the fields epoch, sequence,
 // previous and refused, which have the same numbers in both messages.
 func AppendNumbering(dst []byte, epoch uuid.UUID, sequence uint64, previous Mark, refused []uint64) []byte {
 	if epoch != uuid.Nil {
-		dst = wire.AppendBytes(dst, fieldEpoch, epoch[:])
+		dst = wire.AppendBytes(dst, wire.Epoch, epoch[:])
 	}
-	dst = wire.AppendUint(dst, fieldSequence, sequence)
+	dst = wire.AppendUint(dst, wire.Sequence, sequence)
 	if previous != (Mark{}) {
-		dst = wire.AppendNested(dst, fieldPrevious, 0, func(dst []byte) []byte {
-			dst = wire.AppendBytes(dst, markEpoch, previous.Epoch[:])
-			return wire.AppendUint(dst, markSequence, previous.Sequence)
+		dst = wire.AppendNested(dst, wire.Previous, 0, func(dst []byte) []byte {
+			dst = wire.AppendBytes(dst, wire.MarkEpoch, previous.Epoch[:])
+			return wire.AppendUint(dst, wire.MarkSequence, previous.Sequence)
 		})
 	}
 	if len(refused) > 0 {
-		dst = wire.AppendNested(dst, fieldRefused, 0, func(dst []byte) []byte {
+		dst = wire.AppendNested(dst, wire.Refused, 0, func(dst []byte) []byte {
 			for _, n := range refused {
 				dst = protowire.AppendVarint(dst, n)
 			}
@@ -63,8 +38,8 @@ func AppendNumbering(dst []byte, epoch uuid.UUID, sequence uint64, previous Mark
 func AppendLabels(dst []byte, field protowire.Number, labels []Label) []byte {
 	for _, l := range labels {
 		dst = wire.AppendNested(dst, field, 0, func(dst []byte) []byte {
-			dst = wire.AppendBytes(dst, labelName, l.Name)
-			return wire.AppendBytes(dst, labelValue, l.Value)
+			dst = wire.AppendBytes(dst, wire.LabelName, l.Name)
+			return wire.AppendBytes(dst, wire.LabelValue, l.Value)
 		})
 	}
 	return dst
@@ -73,28 +48,28 @@ func AppendLabels(dst []byte, field protowire.Number, labels []Label) []byte {
 // AppendSection appends a section, which must have been expanded, as a field of
 // that number.
 func AppendSection(dst []byte, field protowire.Number, s *Section) []byte {
-	dst = wire.AppendNested(dst, field, wire.SizeBytes(sectionTuples, len(s.Tuples)), s.appendHead)
-	return wire.AppendBytes(dst, sectionTuples, s.Tuples)
+	dst = wire.AppendNested(dst, field, wire.SizeBytes(wire.SectionTuples, len(s.Tuples)), s.appendHead)
+	return wire.AppendBytes(dst, wire.SectionTuples, s.Tuples)
 }
 
 // SizeSection returns the size of what AppendSection appends.
 func SizeSection(field protowire.Number, s *Section) int {
 	head := len(s.appendHead(make([]byte, 0, 1<<10))) // enough for most, so on the stack
-	return protowire.SizeTag(field) + protowire.SizeBytes(head+wire.SizeBytes(sectionTuples, len(s.Tuples)))
+	return protowire.SizeTag(field) + protowire.SizeBytes(head+wire.SizeBytes(wire.SectionTuples, len(s.Tuples)))
 }
 
 // appendHead appends all fields of a section but its rows.
 func (s *Section) appendHead(dst []byte) []byte {
-	dst = wire.AppendBytes(dst, sectionFamily, s.Family)
-	dst = wire.AppendBytes(dst, sectionServer, s.Server)
-	dst = wire.AppendBytes(dst, sectionServerID, s.ServerID[:])
+	dst = wire.AppendBytes(dst, wire.SectionFamily, s.Family)
+	dst = wire.AppendBytes(dst, wire.SectionServer, s.Server)
+	dst = wire.AppendBytes(dst, wire.SectionServerID, s.ServerID[:])
 	for _, c := range s.Columns {
-		dst = wire.AppendNested(dst, sectionColumns, 0, func(dst []byte) []byte {
-			dst = wire.AppendBytes(dst, columnName, c.Name)
-			return wire.AppendUint(dst, columnType, uint64(c.Type))
+		dst = wire.AppendNested(dst, wire.SectionColumns, 0, func(dst []byte) []byte {
+			dst = wire.AppendBytes(dst, wire.ColumnName, c.Name)
+			return wire.AppendUint(dst, wire.ColumnType, uint64(c.Type))
 		})
 	}
-	dst = wire.AppendUint(dst, sectionRows, uint64(s.Rows))
-	dst = wire.AppendUint(dst, sectionMinTime, uint64(s.MinTime.UnixMicro()))
-	return wire.AppendUint(dst, sectionMaxTime, uint64(s.MaxTime.UnixMicro()))
+	dst = wire.AppendUint(dst, wire.SectionRows, uint64(s.Rows))
+	dst = wire.AppendUint(dst, wire.SectionMinTime, uint64(s.MinTime.UnixMicro()))
+	return wire.AppendUint(dst, wire.SectionMaxTime, uint64(s.MaxTime.UnixMicro()))
 }

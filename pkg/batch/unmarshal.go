@@ -4,13 +4,13 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"iter"
 	"time"
 	"unicode/utf8"
 
 	"github.com/google/uuid"
 	"google.golang.org/protobuf/encoding/protowire"
 
+	"pganalytics/pkg/batch/internal/wire"
 	"pganalytics/pkg/catalogue"
 	"pganalytics/pkg/fault"
 )
@@ -55,105 +55,50 @@ type envelope struct {
 }
 
 func (e *envelope) read(data []byte) error {
-	for f, err := range fields(data) {
+	for f, err := range wire.Fields(data) {
 		if err != nil {
 			return err
 		}
-		switch f.typ {
+		switch f.Type {
 		case protowire.VarintType:
-			switch f.num {
+			switch f.Num {
 			case fieldVersion:
-				e.version = uint32(f.uint)
+				e.version = uint32(f.Uint)
 			case fieldSentAt:
-				e.sentAt = int64(f.uint)
-			case fieldSequence:
-				e.sequence = f.uint
-			case fieldRefused:
-				e.refused = append(e.refused, f.uint)
+				e.sentAt = int64(f.Uint)
+			case wire.Sequence:
+				e.sequence = f.Uint
+			case wire.Refused:
+				e.refused = append(e.refused, f.Uint)
 			case fieldReceivedAt:
-				e.receivedAt = int64(f.uint)
+				e.receivedAt = int64(f.Uint)
 			}
 		case protowire.BytesType:
-			switch f.num {
+			switch f.Num {
 			case fieldCollectorID:
-				e.collectorID = f.bytes
+				e.collectorID = f.Bytes
 			case fieldBatchID:
-				e.batchID = f.bytes
-			case fieldEpoch:
-				e.epoch = f.bytes
-			case fieldPrevious:
-				e.previous = append(e.previous, f.bytes)
-			case fieldRefused:
-				for numbers := f.bytes; len(numbers) > 0; {
-					v, n := protowire.ConsumeVarint(numbers)
-					if n < 0 {
-						return protowire.ParseError(n)
-					}
-					e.refused, numbers = append(e.refused, v), numbers[n:]
+				e.batchID = f.Bytes
+			case wire.Epoch:
+				e.epoch = f.Bytes
+			case wire.Previous:
+				e.previous = append(e.previous, f.Bytes)
+			case wire.Refused:
+				if e.refused, err = f.Numbers(e.refused); err != nil {
+					return err
 				}
 			case fieldDigest:
-				e.digest = f.bytes
+				e.digest = f.Bytes
 			case fieldTraceParent:
-				e.traceParents = append(e.traceParents, f.bytes)
+				e.traceParents = append(e.traceParents, f.Bytes)
 			case fieldLabels:
-				e.labels = append(e.labels, f.bytes)
+				e.labels = append(e.labels, f.Bytes)
 			case fieldSections:
-				e.sections = append(e.sections, f.bytes)
+				e.sections = append(e.sections, f.Bytes)
 			}
 		}
 	}
 	return nil
-}
-
-// field is one field of a message; uint or bytes by its type, neither if it is
-// of a type that no known field has.
-type field struct {
-	num   protowire.Number
-	typ   protowire.Type
-	uint  uint64
-	bytes []byte
-}
-
-// fields goes through a message as far as it is one. The bytes of its fields
-// are its own.
-func fields(data []byte) iter.Seq2[field, error] {
-	return func(yield func(field, error) bool) {
-		for len(data) > 0 {
-			f, n := nextField(data)
-			if n < 0 {
-				yield(field{}, protowire.ParseError(n))
-				return
-			}
-			if data = data[n:]; !yield(f, nil) {
-				return
-			}
-		}
-	}
-}
-
-// nextField returns the first field and its length, which is negative if there
-// is none.
-func nextField(data []byte) (f field, n int) {
-	f.num, f.typ, n = protowire.ConsumeTag(data)
-	if n < 0 {
-		return f, n
-	}
-	if f.num > protowire.MaxValidNumber {
-		return f, -1
-	}
-	var value int
-	switch f.typ {
-	case protowire.VarintType:
-		f.uint, value = protowire.ConsumeVarint(data[n:])
-	case protowire.BytesType:
-		f.bytes, value = protowire.ConsumeBytes(data[n:])
-	default:
-		value = protowire.ConsumeFieldValue(f.num, f.typ, data[n:])
-	}
-	if value < 0 {
-		return f, value
-	}
-	return f, n + value
 }
 
 // reader gathers every fault of an envelope or of a part of it.
@@ -230,14 +175,14 @@ func (r *reader) previous(parts [][]byte) Mark {
 	var m Mark
 	var epoch []byte
 	for _, part := range parts {
-		for f, err := range fields(part) {
+		for f, err := range wire.Fields(part) {
 			switch {
 			case err != nil:
 				r.fail("previous", "%w", err)
-			case f.num == markEpoch && f.typ == protowire.BytesType:
-				epoch = f.bytes
-			case f.num == markSequence && f.typ == protowire.VarintType:
-				m.Sequence = f.uint
+			case f.Num == wire.MarkEpoch && f.Type == protowire.BytesType:
+				epoch = f.Bytes
+			case f.Num == wire.MarkSequence && f.Type == protowire.VarintType:
+				m.Sequence = f.Uint
 			}
 		}
 	}
@@ -247,14 +192,14 @@ func (r *reader) previous(parts [][]byte) Mark {
 
 func (r *reader) label(data []byte) Label {
 	var l Label
-	for f, err := range fields(data) {
+	for f, err := range wire.Fields(data) {
 		switch {
 		case err != nil:
 			r.fail("fields", "%w", err)
-		case f.num == labelName && f.typ == protowire.BytesType:
-			l.Name = r.text("name", f.bytes)
-		case f.num == labelValue && f.typ == protowire.BytesType:
-			l.Value = r.text("value", f.bytes)
+		case f.Num == wire.LabelName && f.Type == protowire.BytesType:
+			l.Name = r.text("name", f.Bytes)
+		case f.Num == wire.LabelValue && f.Type == protowire.BytesType:
+			l.Value = r.text("value", f.Bytes)
 		}
 	}
 	return l
@@ -267,35 +212,35 @@ func (r *reader) section(data []byte, version uint32) Section {
 	s := Section{Columns: make([]Column, 0, manyColumns)}
 	var serverID []byte
 	var rows, minTime, maxTime uint64
-	for f, err := range fields(data) {
+	for f, err := range wire.Fields(data) {
 		if err != nil {
 			r.fail("fields", "%w", err)
 			break
 		}
-		switch f.typ {
+		switch f.Type {
 		case protowire.VarintType:
-			switch f.num {
-			case sectionRows:
-				rows = f.uint
-			case sectionMinTime:
-				minTime = f.uint
-			case sectionMaxTime:
-				maxTime = f.uint
+			switch f.Num {
+			case wire.SectionRows:
+				rows = f.Uint
+			case wire.SectionMinTime:
+				minTime = f.Uint
+			case wire.SectionMaxTime:
+				maxTime = f.Uint
 			}
 		case protowire.BytesType:
-			switch f.num {
-			case sectionFamily:
-				s.Family = r.text("family", f.bytes)
-			case sectionServer:
-				s.Server = r.text("server", f.bytes)
-			case sectionServerID:
-				serverID = f.bytes
-			case sectionColumns:
-				s.Columns = append(s.Columns, r.column(len(s.Columns), f.bytes))
-			case sectionTuples:
-				s.Tuples = f.bytes
-			case sectionPacked:
-				s.packed = f.bytes
+			switch f.Num {
+			case wire.SectionFamily:
+				s.Family = r.text("family", f.Bytes)
+			case wire.SectionServer:
+				s.Server = r.text("server", f.Bytes)
+			case wire.SectionServerID:
+				serverID = f.Bytes
+			case wire.SectionColumns:
+				s.Columns = append(s.Columns, r.column(len(s.Columns), f.Bytes))
+			case wire.SectionTuples:
+				s.Tuples = f.Bytes
+			case wire.SectionPacked:
+				s.packed = f.Bytes
 			}
 		}
 	}
@@ -335,14 +280,14 @@ func (r *reader) rows(s *Section, rows uint64, version uint32) {
 func (r *reader) column(i int, data []byte) Column {
 	var c Column
 	var number int32
-	for f, err := range fields(data) {
+	for f, err := range wire.Fields(data) {
 		switch {
 		case err != nil:
 			r.fail("columns", "column %d: %w", i, err)
-		case f.num == columnName && f.typ == protowire.BytesType:
-			c.Name = r.text("columns", f.bytes)
-		case f.num == columnType && f.typ == protowire.VarintType:
-			number = int32(f.uint)
+		case f.Num == wire.ColumnName && f.Type == protowire.BytesType:
+			c.Name = r.text("columns", f.Bytes)
+		case f.Num == wire.ColumnType && f.Type == protowire.VarintType:
+			number = int32(f.Uint)
 		}
 	}
 	c.Type = catalogue.Type(number)

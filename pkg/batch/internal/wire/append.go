@@ -1,6 +1,6 @@
-// Package wire writes and reads protobuf messages field by field, without types
-// of its own for them, so that a batch's tuples are never copied into one. It
-// knows no message: the numbers of fields and what they mean is the caller's.
+// Package wire writes and reads the messages of schemas/batch.proto field by
+// field, without types of its own for them, so that a batch's tuples are never
+// copied into one. What a field must be is for its callers to say.
 package wire
 
 import (
