@@ -44,6 +44,11 @@ chaos: go ## Break every part for real and look for what is lost or stored twice
 	@CI=true CHAOS=full exec $(if $(TEST_DATABASE_URL),,$(RUN)) \
 		$(GO) test -race -count=1 -parallel 2 -timeout 30m -v $(TESTFLAGS) ./pkg/internal/chaos
 
+.PHONY: soak
+soak: go ## Take a collector's network away for ten minutes, kill its gateway, and look for what is lost. SOAK=2m: shorter.
+	@CI=true SOAK=$(or $(SOAK),10m) exec $(if $(TEST_DATABASE_URL),,$(RUN)) \
+		$(GO) test -race -count=1 -timeout 60m -v -run '^TestNothingIsLostWhileTheNetworkIsAway' $(TESTFLAGS) ./pkg/internal/e2e
+
 .PHONY: drill
 drill: go ## Lose a database for real, restore a backup, replay, and look up every row. ARGS="-prove": show that it can fail.
 	@mkdir -p bin
