@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"pganalytics/pkg/batch"
-	"pganalytics/pkg/batch/jsonpush"
+	"pganalytics/pkg/batch/native"
 	"pganalytics/pkg/batch/push"
 	"pganalytics/pkg/fault"
 	"pganalytics/pkg/httpserver"
@@ -36,7 +36,7 @@ type answer struct {
 // then the sender, and only then is the body read.
 func (g *Gateway) push(w http.ResponseWriter, r *http.Request) error {
 	began := time.Now()
-	encoding, err := g.checkHeaders(r)
+	form, encoding, err := g.checkHeaders(r)
 	if err != nil {
 		return g.refused(err)
 	}
@@ -52,17 +52,22 @@ func (g *Gateway) push(w http.ResponseWriter, r *http.Request) error {
 		return g.refused(err)
 	}
 	defer in.Close()
-	b, report, err := g.decode(in, who, began)
+	b, report, err := g.decode(in, form, who, began)
 	if err != nil {
 		return g.refused(err)
 	}
 	b.TraceParent = traceParent(r.Header)
-	in.hold(2 * int64(b.TupleBytes())) // the tuples, and their copy in the message
+	tuples := int64(b.TupleBytes())
+	if form.keepsBody {
+		in.hold(in.inflated + tuples) // the tuples in the body, and their copy in the message
+	} else {
+		in.hold(2 * tuples)
+	}
 	duplicate, err := g.publish(r.Context(), b)
 	if err != nil {
 		return g.refused(err)
 	}
-	g.metrics.accepted(b, duplicate)
+	g.metrics.accepted(b, form, duplicate)
 	httpserver.Annotate(r.Context(), slog.String("batch_id", b.ID.String()),
 		slog.Int("rows", report.RowsAccepted), slog.Bool("duplicate", duplicate))
 	return httpserver.WriteJSON(w, http.StatusAccepted, answer{
@@ -87,18 +92,19 @@ func (g *Gateway) refused(err error) error {
 }
 
 // checkHeaders refuses what no body can make good.
-func (g *Gateway) checkHeaders(r *http.Request) (encoding, error) {
-	if err := httpserver.CheckContentType(r, "application/json"); err != nil {
-		return "", err
+func (g *Gateway) checkHeaders(r *http.Request) (form, encoding, error) {
+	media, err := httpserver.ContentType(r, jsonType, native.ContentType)
+	if err != nil {
+		return form{}, "", err
 	}
 	encoding, err := parseEncoding(r.Header.Values("Content-Encoding"))
 	if err != nil {
-		return "", err
+		return form{}, "", err
 	}
 	if r.ContentLength > g.cfg.MaxWireBytes {
-		return "", wireTooLarge(g.cfg.MaxWireBytes)
+		return form{}, "", wireTooLarge(g.cfg.MaxWireBytes)
 	}
-	return encoding, nil
+	return formOf(media), encoding, nil
 }
 
 // authenticate asks anew for every request: a connection may outlive the
@@ -133,9 +139,9 @@ func (g *Gateway) admit(who identity.Principal) error {
 }
 
 // decode reads the body.
-func (g *Gateway) decode(in *intake, who identity.Principal, now time.Time) (*batch.Batch, *push.Report, error) {
-	b, report, err := jsonpush.Decode(in, who.CollectorID, g.catalogue, g.cfg.Limits, now)
-	g.metrics.decoded(in, report, time.Since(now), err)
+func (g *Gateway) decode(in *intake, f form, who identity.Principal, now time.Time) (*batch.Batch, *push.Report, error) {
+	b, report, err := f.decode(in, who.CollectorID, g.catalogue, g.cfg.Limits, now)
+	g.metrics.decoded(in, f, report, time.Since(now), err)
 	if err != nil {
 		return nil, nil, fmt.Errorf("decode batch: %w", err)
 	}

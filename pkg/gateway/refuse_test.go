@@ -69,7 +69,7 @@ func TestWhatBadInputGets(t *testing.T) {
 		"collector of another":   {body: other.body(rows(1))},
 		"collector malformed":    {body: strings.Replace(good, c.id.String(), "me", 1)},
 		"no content type":        {body: good, header: []string{"Content-Type", ""}},
-		"other content type":     {body: good, header: []string{"Content-Type", "application/x-protobuf"}},
+		"other content type":     {body: good, header: []string{"Content-Type", "application/protobuf"}},
 		"other charset":          {body: good, header: []string{"Content-Type", "application/json; charset=utf-16"}},
 		"other encoding":         {body: good, header: []string{"Content-Encoding", "br"}},
 		"two encodings":          {body: good, header: []string{"Content-Encoding", "gzip, gzip"}},

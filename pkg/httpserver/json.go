@@ -7,6 +7,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -31,7 +32,7 @@ func ReadJSON[T any](r *http.Request, limit int64) (T, error) {
 
 // ReadJSONBody is ReadJSON without the decoding.
 func ReadJSONBody(r *http.Request, limit int64) ([]byte, error) {
-	if err := CheckContentType(r, "application/json"); err != nil {
+	if _, err := ContentType(r, "application/json"); err != nil {
 		return nil, err
 	}
 	if encoding := r.Header.Get("Content-Encoding"); encoding != "" && !strings.EqualFold(encoding, "identity") {
@@ -48,15 +49,15 @@ func DecodeJSON(data []byte, into any) error {
 	return nil
 }
 
-// CheckContentType refuses a request whose body is not of the media type, or
-// whose charset is not UTF-8.
-func CheckContentType(r *http.Request, want string) error {
+// ContentType returns the media type of a request's body. It refuses those that
+// are not wanted, and a charset that is not UTF-8.
+func ContentType(r *http.Request, want ...string) (string, error) {
 	media, params, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	charset := params["charset"]
-	if err != nil || media != want || (charset != "" && !strings.EqualFold(charset, "utf-8")) {
-		return fault.New(fault.UnsupportedMedia, "unsupported_media_type", "The Content-Type must be "+want+".")
+	if err != nil || !slices.Contains(want, media) || (charset != "" && !strings.EqualFold(charset, "utf-8")) {
+		return "", fault.New(fault.UnsupportedMedia, "unsupported_media_type", "The Content-Type must be "+strings.Join(want, " or ")+".")
 	}
-	return nil
+	return media, nil
 }
 
 func readAll(r *http.Request, limit int64) ([]byte, error) {

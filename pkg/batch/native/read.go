@@ -21,13 +21,22 @@ var buffers = sync.Pool{New: func() any { return new([]byte) }}
 const (
 	firstBuffer = 64 << 10
 	maxBuffer   = 256 << 10 // that is kept for the next body
+
+	notInBatch = 1 << 10 // bytes at most of hostname, version and what else is not in the batch
 )
 
 // readBody reads a whole body. A push.Holder is told of what it takes beside
 // the body itself.
 func readBody(body io.Reader, lim *push.Limits) ([]byte, error) {
 	holder, _ := body.(push.Holder)
-	body = bounded(body, lim)
+	// A body that is larger by more than a batch does without holds more than
+	// fits into one.
+	most := min(lim.MaxBodyBytes, int64(lim.MaxEncodedBytes)+notInBatch)
+	full := push.BodyTooLarge
+	if most < lim.MaxBodyBytes {
+		full = tooLarge
+	}
+	body = push.Bounded(body, most, full)
 	pooled := buffers.Get().(*[]byte)
 	buf := (*pooled)[:0]
 	defer func() {
@@ -38,22 +47,17 @@ func readBody(body io.Reader, lim *push.Limits) ([]byte, error) {
 	}()
 	const patience = 100 // reads of nothing, as in bufio
 	for nothing := 0; ; {
-		if len(buf) == cap(buf) {
-			size := max(firstBuffer, 2*cap(buf))
-			if holder != nil && size > maxBuffer {
-				if err := holder.Hold(size / 2); err != nil { // the other half is what came
-					return nil, fmt.Errorf("hold body: %w", err)
-				}
-			}
-			buf = append(make([]byte, 0, size), buf...)
+		var err error
+		if buf, err = grown(buf, most, holder); err != nil {
+			return nil, err
 		}
-		n, err := body.Read(buf[len(buf):cap(buf)])
+		n, end := body.Read(buf[len(buf):cap(buf)])
 		buf = buf[:len(buf)+n]
 		switch {
-		case err == io.EOF: // one that wraps it is not the end: so an inflater says that it found nothing
+		case end == io.EOF: // one that wraps it is not the end: so an inflater says that it found nothing
 			return slices.Clone(buf), nil
-		case err != nil:
-			return nil, fmt.Errorf("read body: %w", err)
+		case end != nil:
+			return nil, fmt.Errorf("read body: %w", end)
 		case n > 0:
 			nothing = 0
 		default:
@@ -64,12 +68,18 @@ func readBody(body io.Reader, lim *push.Limits) ([]byte, error) {
 	}
 }
 
-// bounded bounds a body by its own limit, and by that of the batch: a body that
-// is larger by more than a batch does without holds more than fits.
-func bounded(body io.Reader, lim *push.Limits) io.Reader {
-	const dropped = 1 << 10 // bytes at most of hostname, version and what else is not in the batch
-	body = push.Bounded(body, lim.MaxBodyBytes, push.BodyTooLarge)
-	return push.Bounded(body, int64(lim.MaxEncodedBytes)+dropped, tooLarge)
+// grown returns a buffer with the same content that has room.
+func grown(buf []byte, most int64, holder push.Holder) ([]byte, error) {
+	if len(buf) < cap(buf) {
+		return buf, nil
+	}
+	size := max(firstBuffer, min(2*cap(buf), int(most)+1)) // one more shows a body that is too large
+	if holder != nil && size > maxBuffer {
+		if err := holder.Hold(size - len(buf)); err != nil { // what came is booked
+			return buf, fmt.Errorf("hold body: %w", err)
+		}
+	}
+	return append(make([]byte, 0, size), buf...), nil
 }
 
 // kind is what a message has under the number of a field.
