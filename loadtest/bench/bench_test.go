@@ -8,10 +8,12 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/klauspost/compress/zstd"
 	"github.com/stretchr/testify/require"
 
 	"pganalytics/pkg/batch"
 	"pganalytics/pkg/batch/jsonpush"
+	"pganalytics/pkg/batch/native"
 	"pganalytics/pkg/batch/push"
 	"pganalytics/pkg/catalogue"
 )
@@ -24,10 +26,7 @@ func TestPushBaselineAndBacklogHaveTheSameRows(t *testing.T) {
 		id := uuid.New()
 		p := sh.payload(3, rand.New(rand.NewPCG(1, 2)))
 		at := time.Now().UTC().Truncate(time.Microsecond)
-		body, err := pushBody(nil, id, sh, p, at)
-		require.NoError(t, err)
-
-		pushed, report, err := jsonpush.Decode(bytes.NewReader(body), id, cat, push.DefaultLimits(), time.Now())
+		pushed, report, err := decode(t, cat, id, sh, p, at)
 		require.NoError(t, err)
 		require.Empty(t, report.Rejected)
 		require.Len(t, pushed.Sections, 1)
@@ -39,6 +38,23 @@ func TestPushBaselineAndBacklogHaveTheSameRows(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, pushed.Sections, filled.Sections)
 	}
+}
+
+// decode makes a push of the payload and decodes it as the gateway does.
+func decode(t *testing.T, cat *catalogue.Catalogue, id uuid.UUID, sh shape, p payload, at time.Time) (*batch.Batch, *push.Report, error) {
+	t.Helper()
+	if !sh.native {
+		body, err := pushBody(nil, id, sh, p, at)
+		require.NoError(t, err)
+		return jsonpush.Decode(bytes.NewReader(body), id, cat, push.DefaultLimits(), time.Now())
+	}
+	p.after = 0
+	bodies, err := sh.bodies(id, []payload{p}, at)
+	require.NoError(t, err)
+	body, err := zstd.NewReader(bytes.NewReader(bodies[0]))
+	require.NoError(t, err)
+	defer body.Close()
+	return native.Decode(body, id, cat, push.DefaultLimits(), time.Now())
 }
 
 func TestQuantilesAreThoseOfTheNearestRank(t *testing.T) {

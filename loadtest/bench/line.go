@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"pganalytics/loadtest/internal/fleet"
 )
 
 // senders push at once; enough to keep the gateway busy while others wait for
@@ -72,12 +74,15 @@ func (s *system) measure(ctx context.Context, sh shape, loads []payload, runs in
 		r := lineRun{rows: float64(sh.rows * len(loads))}
 		base := time.Now().UTC().Truncate(time.Microsecond).Add(-loads[len(loads)-1].after)
 		streams := s.copyStreams(sh, loads, base)
+		pushes, err := s.prepare(sh, loads, base)
+		if err != nil {
+			return nil, err
+		}
 		var marks [3]usage
-		var err error
 		if marks[0], err = s.meter.read(); err != nil {
 			return nil, err
 		}
-		if r.line, err = s.pushAll(ctx, sh, loads, base); err != nil {
+		if r.line, err = s.pushAll(ctx, pushes); err != nil {
 			return nil, err
 		}
 		if marks[1], err = s.meter.read(); err != nil {
@@ -112,20 +117,44 @@ func printLine(sh shape, runs []lineRun) {
 	fmt.Printf("  CPU per batch   sender %v, gateway with stream and ingester %v, PostgreSQL %v\n", brief(batch.bench), brief(batch.services), brief(batch.postgres))
 }
 
+// pushes is every payload of a run, to be pushed once.
+type pushes struct {
+	since time.Time // no batch is sent before
+	n     int
+	one   func(ctx context.Context, buf []byte, i int) ([]byte, error) // pushes the i-th; buf is a sender's own
+}
+
+// prepare makes the pushes of a run. Bodies in JSON are made as they are pushed.
+func (s *system) prepare(sh shape, loads []payload, base time.Time) (pushes, error) {
+	p := pushes{since: time.Now(), n: len(loads)}
+	p.one = func(ctx context.Context, buf []byte, i int) ([]byte, error) {
+		buf, err := pushBody(buf[:0], s.sender.ID, sh, loads[i], base.Add(loads[i].after))
+		if err != nil {
+			return buf, err
+		}
+		return buf, s.sender.Push(ctx, buf, sh.rows)
+	}
+	if !sh.native {
+		return p, nil
+	}
+	bodies, err := sh.bodies(s.sender.ID, loads, base)
+	p.one = func(ctx context.Context, _ []byte, i int) ([]byte, error) {
+		return nil, s.sender.Push(ctx, bodies[i], sh.rows, fleet.Native...)
+	}
+	return p, err
+}
+
 // pushAll pushes every payload once and returns the time until the last row
 // was committed.
-func (s *system) pushAll(ctx context.Context, sh shape, loads []payload, base time.Time) (time.Duration, error) {
+func (s *system) pushAll(ctx context.Context, p pushes) (time.Duration, error) {
 	start := time.Now()
 	g, gctx := errgroup.WithContext(ctx)
 	for n := range senders {
 		g.Go(func() error {
 			var buf []byte
 			var err error
-			for i := n; i < len(loads); i += senders {
-				if buf, err = pushBody(buf[:0], s.sender.ID, sh, loads[i], base.Add(loads[i].after)); err != nil {
-					return err
-				}
-				if err := s.sender.Push(gctx, buf, sh.rows); err != nil {
+			for i := n; i < p.n; i += senders {
+				if buf, err = p.one(gctx, buf, i); err != nil {
 					return err
 				}
 			}
@@ -135,24 +164,23 @@ func (s *system) pushAll(ctx context.Context, sh shape, loads []payload, base ti
 	if err := g.Wait(); err != nil {
 		return 0, err
 	}
-	return s.awaitStored(ctx, start, len(loads))
+	if err := s.awaitStored(ctx, p); err != nil {
+		return 0, err
+	}
+	return time.Since(start), nil
 }
 
-// awaitStored waits for n batches that were sent since start and returns the
-// time since.
-func (s *system) awaitStored(ctx context.Context, start time.Time, n int) (time.Duration, error) {
+// awaitStored waits until all are stored.
+func (s *system) awaitStored(ctx context.Context, p pushes) error {
 	// A batch's time is that of its id, in milliseconds.
-	since, deadline := start.Truncate(time.Millisecond), time.Now().Add(2*time.Minute)
+	since, deadline := p.since.Truncate(time.Millisecond), time.Now().Add(2*time.Minute)
 	for {
 		stored, err := s.db.number(ctx, "select count(*) from ingest.batch where sent_at >= $1", since)
-		if err != nil {
-			return 0, err
-		}
-		if stored == n {
-			return time.Since(start), nil
+		if err != nil || stored == p.n {
+			return err
 		}
 		if time.Now().After(deadline) {
-			return 0, fmt.Errorf("%d of %d batches stored after two minutes", stored, n)
+			return fmt.Errorf("%d of %d batches stored after two minutes", stored, p.n)
 		}
 		time.Sleep(5 * time.Millisecond) // far below what is measured
 	}

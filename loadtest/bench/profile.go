@@ -22,7 +22,10 @@ const profileTime = 4 * time.Second
 // that matches counts.
 var stages = []struct{ name, function string }{
 	{"collect garbage", "runtime.gcBgMarkWorker"},
+	{"inflate", "github.com/klauspost/compress/zstd."},
 	{"decode JSON", "pganalytics/pkg/batch/jsonpush."},
+	{"walk", "pganalytics/pkg/batch/native.(*section)"},
+	{"read body", "pganalytics/pkg/batch/native.readBody"},
 	{"publish", "pganalytics/pkg/bus.(*Publisher)"},
 	{"seal and marshal", "pganalytics/pkg/batch."},
 	{"store", "pganalytics/pkg/store."},
@@ -60,7 +63,11 @@ func (s *system) profile(ctx context.Context, sh shape, rnd *rand.Rand, dir stri
 	loads := sh.payloads(sh.batches, rnd)
 	base := time.Now().Add(-loads[len(loads)-1].after)
 	for start := time.Now(); time.Since(start) < profileTime; {
-		if _, err := s.pushAll(ctx, sh, loads, base); err != nil {
+		p, err := s.prepare(sh, loads, base)
+		if err != nil {
+			return err
+		}
+		if _, err := s.pushAll(ctx, p); err != nil {
 			return err
 		}
 	}

@@ -19,16 +19,18 @@ import (
 type shape struct {
 	name         string // of the ratio printed at the end
 	family       string
-	values       int // value columns, double precision when one, else bigint
-	rows         int // per batch
-	batches      int // per measured run
+	native       bool // pushed as our collector does, else as JSON
+	values       int  // value columns, double precision when one, else bigint
+	rows         int  // per batch
+	batches      int  // per measured run
 	gate, target float64
 }
 
 var (
 	narrow = shape{name: "json_narrow", family: "bench_narrow", values: 1, rows: 1000, batches: 1600, gate: 0.65, target: 0.9}
+	tuples = shape{name: "native", family: "bench_native", native: true, values: 1, rows: 1000, batches: 1600, gate: 0.8, target: 1}
 	wide   = shape{name: "json_wide", family: "bench_wide", values: 20, rows: 1000, batches: 400, gate: 0.45, target: 0.65}
-	shapes = []shape{narrow, wide}
+	shapes = []shape{tuples, narrow, wide}
 )
 
 // servers is how many servers the rows come from. A batch is the rows of one
@@ -45,7 +47,7 @@ func (sh shape) columnType() catalogue.Type {
 	return catalogue.BigInt
 }
 
-// catalogueFiles returns the two families as catalogue files.
+// catalogueFiles returns the families as catalogue files.
 func catalogueFiles() fstest.MapFS {
 	files := fstest.MapFS{}
 	for _, s := range shapes {

@@ -19,6 +19,7 @@ import (
 
 	"pganalytics/pkg/authsvc"
 	"pganalytics/pkg/authsvc/pgstore"
+	"pganalytics/pkg/batch/native"
 	"pganalytics/pkg/collector/uplink"
 	"pganalytics/pkg/identity/ca"
 )
@@ -112,12 +113,15 @@ func (s *Sender) authenticate(ctx context.Context, tokens string) error {
 	}
 }
 
-func (s *Sender) post(ctx context.Context, url string, body []byte) (status int, text []byte, err error) {
+func (s *Sender) post(ctx context.Context, url string, body []byte, header ...string) (status int, text []byte, err error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
 	if err != nil {
 		return 0, nil, err
 	}
 	req.Header.Set("Content-Type", "application/json")
+	for i := 0; i < len(header); i += 2 {
+		req.Header.Set(header[i], header[i+1])
+	}
 	if s.token != "" {
 		req.Header.Set("Authorization", "Bearer "+s.token)
 	}
@@ -140,9 +144,13 @@ func expect(want, status int, text []byte, answer any) error {
 // ErrBusy says that the gateway wants the batch again later.
 var ErrBusy = errors.New("the gateway answered 503")
 
-// Push sends a body and checks that all of its rows were taken.
-func (s *Sender) Push(ctx context.Context, body []byte, rows int) error {
-	status, text, err := s.post(ctx, s.gateway+"/api/v1/metrics/push", body)
+// Native is the header of a body as our collector sends it.
+var Native = []string{"Content-Type", native.ContentType, "Content-Encoding", "zstd"}
+
+// Push sends a body of JSON, or of what the header's pairs say, and checks that
+// all of its rows were taken.
+func (s *Sender) Push(ctx context.Context, body []byte, rows int, header ...string) error {
+	status, text, err := s.post(ctx, s.gateway+"/api/v1/metrics/push", body, header...)
 	if err != nil {
 		return err
 	}
