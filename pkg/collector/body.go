@@ -1,18 +1,17 @@
 package collector
 
 import (
-	"strconv"
-	"time"
+	"encoding/binary"
+	"math"
 
-	"github.com/go-json-experiment/json/jsontext"
 	"github.com/google/uuid"
 
 	"pganalytics/pkg/batch"
-	"pganalytics/pkg/collector/pgread"
+	"pganalytics/pkg/batch/native"
 	"pganalytics/pkg/collector/spool"
 )
 
-// sender is what every body says about who sends it.
+// sender is what every batch says about who sends it.
 type sender struct {
 	collectorID uuid.UUID
 	hostname    string
@@ -20,88 +19,112 @@ type sender struct {
 	labels      []batch.Label // sorted by name
 }
 
-// appendBody appends the JSON form of a push, as the contract has it.
-func (s *sender) appendBody(dst []byte, stamp spool.Stamp, at time.Time, items []pgread.Item) ([]byte, error) {
-	w := writer{dst: dst}
-	w.raw(`{"collector_id":"`).raw(s.collectorID.String())
-	w.raw(`","hostname":`).quote(s.hostname)
-	w.raw(`,"timestamp":"`).time(at)
-	w.raw(`","version":`).quote(s.version)
-	w.raw(`,"batch_id":"`).raw(stamp.BatchID.String())
-	w.raw(`","epoch":"`).raw(stamp.Epoch.String())
-	w.raw(`","sequence":`).number(stamp.Sequence)
-	if stamp.Previous != (batch.Mark{}) {
-		w.raw(`,"previous":{"epoch":"`).raw(stamp.Previous.Epoch.String())
-		w.raw(`","sequence":`).number(stamp.Previous.Sequence).raw(`}`)
+// push makes the push of a batch that the spool numbers.
+func (s *sender) push(stamp spool.Stamp, sections []batch.Section) *native.Push {
+	return &native.Push{
+		CollectorID: s.collectorID, Hostname: s.hostname, Version: s.version,
+		BatchID: stamp.BatchID, Epoch: stamp.Epoch, Sequence: stamp.Sequence,
+		Previous: stamp.Previous, Refused: stamp.Refused,
+		Labels: s.labels, Sections: sections,
 	}
-	if len(stamp.Refused) > 0 {
-		w.raw(`,"refused":[`)
-		for i, n := range stamp.Refused {
-			w.comma(i).number(n)
+}
+
+// size returns how many bytes the sections take as a push, or a few more: what
+// the numbering will take is not known before there is one.
+func (s *sender) size(sections []batch.Section) int {
+	p := s.push(largest, sections)
+	return p.Size()
+}
+
+// largest is the stamp that takes the most bytes.
+var largest = spool.Stamp{
+	Mark:     batch.Mark{Epoch: uuid.Max, Sequence: math.MaxUint64},
+	BatchID:  uuid.Max,
+	Previous: batch.Mark{Epoch: uuid.Max, Sequence: math.MaxUint64},
+}
+
+// split divides sections into batches within the bounds, in order. A single
+// row beyond them makes a batch of its own.
+func (s *sender) split(sections []batch.Section) [][]batch.Section {
+	sp := splitter{empty: s.size(nil)}
+	sp.size = sp.empty
+	for i := range sections {
+		sp.section(sections[i])
+	}
+	sp.flush()
+	return sp.batches
+}
+
+// splitter fills one batch after the other.
+type splitter struct {
+	batches [][]batch.Section
+	batch   []batch.Section
+	empty   int // bytes of a batch without sections
+	size    int // bytes of the batch
+	rows    int
+}
+
+func (sp *splitter) flush() {
+	if len(sp.batch) > 0 {
+		sp.batches = append(sp.batches, sp.batch)
+	}
+	sp.batch, sp.size, sp.rows = nil, sp.empty, 0
+}
+
+// section adds a section, cut where batches end.
+func (sp *splitter) section(s batch.Section) {
+	for s.Rows > 0 {
+		if len(sp.batch) == maxBatchSections || sp.rows == maxBatchRows {
+			sp.flush()
 		}
-		w.raw(`]`)
-	}
-	if len(s.labels) > 0 {
-		w.raw(`,"labels":{`)
-		for i, l := range s.labels {
-			w.comma(i).quote(l.Name).raw(`:`).quote(l.Value)
+		head := sectionBytes(&s)
+		part := take(&s, maxBatchRows-sp.rows, maxBatchBytes-sp.size-head)
+		if part.Rows == 0 && len(sp.batch) > 0 {
+			sp.flush()
+			continue
 		}
-		w.raw(`}`)
+		if part.Rows == 0 {
+			part = take(&s, 1, math.MaxInt)
+		}
+		sp.batch = append(sp.batch, part)
+		sp.size += head + len(part.Tuples)
+		sp.rows += part.Rows
 	}
-	w.raw(`,"metrics_count":`).number(uint64(len(items))).raw(`,"metrics":[`)
-	for i := range items {
-		w.comma(i).item(&items[i])
+}
+
+// sectionBytes returns how many bytes a section takes beside its rows, at most.
+func sectionBytes(s *batch.Section) int {
+	head := *s
+	head.Tuples = nil
+	return (&native.Push{Sections: []batch.Section{head}}).Size() + lengths
+}
+
+// lengths is the most that the lengths of a section and of its rows take.
+const lengths = 2 * binary.MaxVarintLen64
+
+// take takes rows from the front of a section, at most so many of so many
+// bytes. The range of times stays that of the whole: receivers find it out by
+// themselves.
+func take(s *batch.Section, rows, bytes int) batch.Section {
+	n, end := 0, 0
+	for n < min(rows, s.Rows) {
+		next := end + tupleBytes(s.Tuples[end:])
+		if next > bytes {
+			break
+		}
+		n, end = n+1, next
 	}
-	w.raw(`]}`)
-	return w.dst, w.err
+	part := *s
+	part.Rows, part.Tuples = n, s.Tuples[:end:end]
+	s.Rows, s.Tuples = s.Rows-n, s.Tuples[end:]
+	return part
 }
 
-// writer appends JSON and keeps the first error.
-type writer struct {
-	dst []byte
-	err error
-}
-
-func (w *writer) item(it *pgread.Item) *writer {
-	w.raw(`{"type":`).quote(it.Family).raw(`,"server":`).quote(it.Server)
-	w.raw(`,"timestamp":"`).time(it.At).raw(`","columns":[`)
-	for i, c := range it.Columns {
-		w.comma(i).quote(c)
+// tupleBytes returns the length of the first of some COPY tuples.
+func tupleBytes(tuples []byte) int {
+	n := 2
+	for range binary.BigEndian.Uint16(tuples) {
+		n += 4 + max(0, int(int32(binary.BigEndian.Uint32(tuples[n:])))) // -1 is NULL
 	}
-	w.raw(`],"rows":[`)
-	for i, row := range it.Rows {
-		w.comma(i)
-		w.dst = append(w.dst, row...)
-	}
-	return w.raw(`]}`)
-}
-
-func (w *writer) raw(s string) *writer {
-	w.dst = append(w.dst, s...)
-	return w
-}
-
-func (w *writer) quote(s string) *writer {
-	var err error
-	if w.dst, err = jsontext.AppendQuote(w.dst, s); err != nil && w.err == nil {
-		w.err = err
-	}
-	return w
-}
-
-func (w *writer) number(n uint64) *writer {
-	w.dst = strconv.AppendUint(w.dst, n, 10)
-	return w
-}
-
-func (w *writer) time(t time.Time) *writer {
-	w.dst = t.UTC().AppendFormat(w.dst, pgread.TimeLayout)
-	return w
-}
-
-func (w *writer) comma(i int) *writer {
-	if i > 0 {
-		w.dst = append(w.dst, ',')
-	}
-	return w
+	return n
 }

@@ -1,10 +1,7 @@
 package collector
 
 import (
-	"bytes"
-	"encoding/json"
-	"flag"
-	"os"
+	"math"
 	"testing"
 	"testing/fstest"
 	"time"
@@ -13,16 +10,13 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
+	"google.golang.org/protobuf/proto"
 
 	"pganalytics/pkg/batch"
-	"pganalytics/pkg/batch/jsonpush"
-	"pganalytics/pkg/batch/push"
+	"pganalytics/pkg/batch/batchpb"
 	"pganalytics/pkg/catalogue"
-	"pganalytics/pkg/collector/pgread"
 	"pganalytics/pkg/collector/spool"
 )
-
-var update = flag.Bool("update", false, "rewrite golden files")
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
@@ -39,14 +33,26 @@ var (
 		Previous: batch.Mark{Epoch: uuid.MustParse("01924700-0000-7000-8000-000000000003"), Sequence: 41},
 		Refused:  []uint64{7, 9},
 	}
-	goldenItems = []pgread.Item{
-		{
-			Family: "pg_locks", Server: "db1", At: goldenAt.Add(-1500 * time.Microsecond),
-			Columns: []string{"datname", "count"}, Rows: [][]byte{[]byte(`["app",3]`), []byte(`["x","9223372036854775807"]`)},
-		},
-		{Family: "pg_locks", Server: "db2", At: goldenAt, Columns: []string{"datname", "count"}, Rows: [][]byte{[]byte(`["<ü>",null]`)}},
+	goldenSections = []batch.Section{
+		locksSection("db1", goldenAt.Add(-1500*time.Microsecond), "app", 3, "x", math.MaxInt64),
+		locksSection("db2", goldenAt, "<ü>", 0),
 	}
 )
+
+// locksSection makes rows of texts and numbers in turn.
+func locksSection(server string, at time.Time, values ...any) batch.Section {
+	s := batch.Section{
+		Family: "pg_locks", Server: server, ServerID: batch.ServerID(golden.collectorID, server), MinTime: at, MaxTime: at,
+		Columns: []batch.Column{{Name: "datname", Type: catalogue.Text}, {Name: "count", Type: catalogue.BigInt}},
+	}
+	for i := 0; i < len(values); i += 2 {
+		s.Tuples = batch.AppendTuple(s.Tuples, batch.LeadFields+2, at, s.ServerID)
+		s.Tuples = batch.AppendText(s.Tuples, values[i].(string))
+		s.Tuples = batch.AppendInt64(s.Tuples, int64(values[i+1].(int)))
+		s.Rows++
+	}
+	return s
+}
 
 const locks = `
 name: pg_locks
@@ -70,59 +76,38 @@ func loadLocks(t *testing.T) *catalogue.Catalogue {
 	return cat
 }
 
-func TestBodyIsGolden(t *testing.T) {
+func TestAPushSaysAllThatTheSpoolNumberedIt(t *testing.T) {
 	t.Parallel()
-	body, err := golden.appendBody(nil, goldenStamp, goldenAt, goldenItems)
-	require.NoError(t, err)
-	var pretty bytes.Buffer
-	require.NoError(t, json.Indent(&pretty, body, "", "  "))
-	pretty.WriteByte('\n')
-	if *update {
-		require.NoError(t, os.WriteFile("testdata/body.json", pretty.Bytes(), 0o600))
-	}
-	want, err := os.ReadFile("testdata/body.json")
-	require.NoError(t, err)
-	require.Equal(t, string(want), pretty.String())
+	p := golden.push(goldenStamp, goldenSections)
+	m := parse(t, p.Append(nil))
+	require.Equal(t, golden.collectorID[:], m.CollectorId)
+	require.Equal(t, "db-host v1.2.3", m.Hostname+" "+m.Version)
+	require.Equal(t, goldenStamp.BatchID[:], m.BatchId)
+	require.Equal(t, goldenStamp.Epoch[:], m.Epoch)
+	require.Equal(t, goldenStamp.Sequence, m.Sequence)
+	require.Equal(t, goldenStamp.Previous.Epoch[:], m.Previous.Epoch)
+	require.Equal(t, goldenStamp.Previous.Sequence, m.Previous.Sequence)
+	require.Equal(t, goldenStamp.Refused, m.Refused)
+	require.Equal(t, []string{"env=prod", `site=a"b`}, []string{m.Labels[0].Name + "=" + m.Labels[0].Value, m.Labels[1].Name + "=" + m.Labels[1].Value})
+	require.Len(t, m.Sections, 2)
+	require.Equal(t, goldenSections[0].Tuples, m.Sections[0].Tuples)
 }
 
-func TestTheGatewaysDecoderAcceptsTheBody(t *testing.T) {
-	t.Parallel()
-	now := time.Now().UTC()
-	stamp := goldenStamp
-	stamp.BatchID = uuid.Must(uuid.NewV7())
-	items := append([]pgread.Item(nil), goldenItems...)
-	for i := range items {
-		items[i].At = now.Truncate(time.Microsecond)
-	}
-	stamp.Refused = nil // batch 1 has none before it
-	body, err := golden.appendBody(nil, stamp, now, items)
-	require.NoError(t, err)
-	b, report, err := jsonpush.Decode(bytes.NewReader(body), golden.collectorID, loadLocks(t), push.DefaultLimits(), now)
-	require.NoError(t, err)
-	require.Empty(t, report.Rejected)
-	require.Equal(t, 3, b.Rows())
-	require.Equal(t, stamp.BatchID, b.ID)
-	require.Equal(t, stamp.Epoch, b.Epoch)
-	require.Equal(t, stamp.Sequence, b.Sequence)
-	require.Equal(t, stamp.Previous, b.Previous)
-	require.Equal(t, golden.labels, b.Labels)
-	require.Equal(t, items[0].At, b.Sections[0].MinTime)
-
-	stamp.Sequence, stamp.Previous, stamp.Refused = 10, batch.Mark{}, goldenStamp.Refused
-	body, err = golden.appendBody(nil, stamp, now, items)
-	require.NoError(t, err)
-	b, _, err = jsonpush.Decode(bytes.NewReader(body), golden.collectorID, loadLocks(t), push.DefaultLimits(), now)
-	require.NoError(t, err)
-	require.Equal(t, stamp.Refused, b.Refused)
+// parse reads a body by the generated code.
+func parse(t *testing.T, body []byte) *batchpb.PushRequest {
+	t.Helper()
+	m := &batchpb.PushRequest{}
+	require.NoError(t, proto.Unmarshal(body, m))
+	return m
 }
 
-// inflate returns the JSON of a spooled body.
+// inflate returns the push of a spooled body.
 func inflate(t *testing.T, body []byte) []byte {
 	t.Helper()
 	z, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(8<<20))
 	require.NoError(t, err)
 	defer z.Close()
-	text, err := z.DecodeAll(body, nil)
+	push, err := z.DecodeAll(body, nil)
 	require.NoError(t, err)
-	return text
+	return push
 }

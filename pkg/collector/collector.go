@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
+	"pganalytics/pkg/batch"
 	"pganalytics/pkg/catalogue"
 	"pganalytics/pkg/collector/pgread"
 	"pganalytics/pkg/collector/spool"
@@ -31,7 +32,7 @@ type Collector struct {
 	pusher   *uplink.Pusher
 	gatherer *gatherer
 	servers  []*pgread.Server
-	items    chan []pgread.Item // not buffered: what is read is taken at once or nothing more is read
+	sections chan []batch.Section // not buffered: what is read is taken at once or nothing more is read
 }
 
 // New opens the spool and makes everything else; it connects to nothing. Close
@@ -45,10 +46,11 @@ func New(cfg Config, cat *catalogue.Catalogue, log *slog.Logger, reg prometheus.
 		return nil, err
 	}
 	cfg.setDefaults(id)
-	c := &Collector{log: log, items: make(chan []pgread.Item)}
+	c := &Collector{log: log, sections: make(chan []batch.Section)}
 	read := pgread.NewMetrics(reg)
 	for _, s := range cfg.Servers {
-		server, err := pgread.NewServer(s, cat, log, read, c.items)
+		s.CollectorID = id.CollectorID
+		server, err := pgread.NewServer(s, cat, log, read, c.sections)
 		if err != nil {
 			return nil, err
 		}
@@ -99,13 +101,13 @@ func (c *Collector) Parts() []daemon.Part {
 func (c *Collector) collect(ctx context.Context) error {
 	var gathering, reading errgroup.Group
 	gathering.Go(func() error {
-		c.gatherer.run(ctx, c.items)
+		c.gatherer.run(ctx, c.sections)
 		return nil
 	})
 	for _, s := range c.servers {
 		reading.Go(func() error { return s.Run(ctx) })
 	}
 	err := reading.Wait()
-	close(c.items)
+	close(c.sections)
 	return errors.Join(err, gathering.Wait())
 }

@@ -12,9 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
-	"pganalytics/pkg/batch"
-	"pganalytics/pkg/batch/jsonpush"
-	"pganalytics/pkg/batch/push"
+	"pganalytics/pkg/batch/batchpb"
 	"pganalytics/pkg/catalogue"
 	"pganalytics/pkg/collector/internal/farend"
 	"pganalytics/pkg/collector/pgread"
@@ -22,6 +20,7 @@ import (
 	"pganalytics/pkg/collector/uplink"
 	"pganalytics/pkg/daemon"
 	"pganalytics/pkg/internal/testdb"
+	"pganalytics/pkg/policy"
 )
 
 // line is a collector between a real server and a far end.
@@ -33,6 +32,8 @@ type line struct {
 	cancel context.CancelFunc
 	done   chan error
 }
+
+var eachSecond = policy.Reading{Interval: time.Second, MaxRows: policy.DefaultMaxRows}
 
 func newLine(t *testing.T) *line {
 	t.Helper()
@@ -50,7 +51,7 @@ func newLine(t *testing.T) *line {
 		Labels:   map[string]string{"env": "test"},
 		Servers: []pgread.Config{{
 			Name: "db1", Conninfo: testdb.Empty(t),
-			Intervals: map[string]time.Duration{"pg_stat_database": time.Second, "pg_instance": time.Second},
+			Families: map[string]policy.Reading{"pg_stat_database": eachSecond, "pg_instance": eachSecond},
 		}},
 		Pusher: uplink.PusherConfig{MinBackoff: time.Millisecond, MaxBackoff: 20 * time.Millisecond, Grace: 2 * time.Second},
 	}
@@ -78,11 +79,11 @@ func (l *line) stop() {
 	require.NoError(l.t, <-l.done)
 }
 
-// pushed waits for n different batches and returns them decoded by the
-// gateway's own decoder, in the order in which they first came.
-func (l *line) pushed(n int) []*batch.Batch {
+// pushed waits for n different batches and returns them in the order in which
+// they first came.
+func (l *line) pushed(n int) []*batchpb.PushRequest {
 	l.t.Helper()
-	var batches []*batch.Batch
+	var batches []*batchpb.PushRequest
 	require.Eventually(l.t, func() bool {
 		seen := map[string]bool{}
 		for _, p := range l.far.Seen().Pushes {
@@ -96,17 +97,15 @@ func (l *line) pushed(n int) []*batch.Batch {
 			continue
 		}
 		seen[p.Body] = true
-		require.Equal(l.t, "zstd", p.Encoding)
-		b, report, err := jsonpush.Decode(bytes.NewReader(inflate(l.t, []byte(p.Body))), l.far.ID, l.cat, push.DefaultLimits(), time.Now())
-		require.NoError(l.t, err)
-		require.Empty(l.t, report.Rejected)
-		require.Equal(l.t, []batch.Label{{Name: "env", Value: "test"}}, b.Labels)
-		batches = append(batches, b)
+		require.Equal(l.t, "application/x-protobuf zstd", p.Kind+" "+p.Encoding)
+		m := parse(l.t, inflate(l.t, []byte(p.Body)))
+		require.Equal(l.t, "env=test", m.Labels[0].Name+"="+m.Labels[0].Value)
+		batches = append(batches, m)
 	}
 	return batches
 }
 
-func requireNoGap(t *testing.T, batches []*batch.Batch) {
+func requireNoGap(t *testing.T, batches []*batchpb.PushRequest) {
 	t.Helper()
 	for i, b := range batches {
 		require.Equal(t, batches[0].Epoch, b.Epoch)
@@ -146,7 +145,7 @@ func TestWhatServersSayReachesTheGatewayWithoutAGap(t *testing.T) {
 	batches := l.pushed(1)
 	require.Len(t, accepted, len(batches), "stopping sends what is left")
 	for i, a := range accepted {
-		require.Equal(t, batches[i].ID, a.BatchID)
+		require.Equal(t, batches[i].BatchId, a.BatchID[:])
 	}
 }
 

@@ -95,9 +95,9 @@ func (c *Config) Validate(cat *catalogue.Catalogue) error {
 		}
 		names[s.Name] = true
 		errs = append(errs, s.Validate())
-		for family := range s.Intervals {
+		for family := range s.Families {
 			if _, ok := cat.Family(family); !ok {
-				errs = append(errs, fmt.Errorf("server %q: intervals: no family %q in the catalogue", s.Name, family))
+				errs = append(errs, fmt.Errorf("server %q: no family %q in the catalogue", s.Name, family))
 			}
 		}
 	}

@@ -10,6 +10,7 @@ import (
 
 	"pganalytics/pkg/catalogue"
 	"pganalytics/pkg/collector/pgread"
+	"pganalytics/pkg/policy"
 )
 
 // ReadConfig reads the configuration file into c, over what c holds. All
@@ -41,6 +42,8 @@ type parser struct {
 	path      string
 	catalogue *catalogue.Catalogue
 	errs      []error
+
+	intervalsOf []map[string]time.Duration // by server
 }
 
 func (p *parser) fail(n *yaml.Node, format string, args ...any) {
@@ -159,23 +162,36 @@ func (p *parser) config(n *yaml.Node, c *Config) {
 	for i := range c.Servers {
 		s := &c.Servers[i]
 		s.StatementTimeout, s.LockTimeout = statement, lock
+		own := p.intervalsOf[i]
 		for family, d := range intervals {
-			if _, ok := s.Intervals[family]; !ok {
-				s.Intervals[family] = d
+			if _, ok := own[family]; !ok {
+				own[family] = d
 			}
 		}
+		s.Families = readings(p.catalogue, own)
 	}
 }
 
+// readings returns how the families are read, with intervals other than the
+// catalogue's; 0 turns one off.
+func readings(cat *catalogue.Catalogue, intervals map[string]time.Duration) map[string]policy.Reading {
+	chosen := policy.Policy{Families: map[string]policy.Setting{}}
+	for family, d := range intervals {
+		chosen.Families[family] = policy.Setting{Off: d == 0, Interval: d}
+	}
+	return chosen.Resolve(cat)
+}
+
 func (p *parser) server(n *yaml.Node, c *Config) {
-	s := pgread.Config{Intervals: map[string]time.Duration{}}
+	var s pgread.Config
+	intervals := map[string]time.Duration{}
 	var info Conninfo
 	p.mapping(n, "a server", map[string]func(*yaml.Node){
 		"name":          p.text(&s.Name),
 		"conninfo":      p.text(&info.Plain),
 		"conninfo_file": p.text(&info.File),
 		"conninfo_env":  p.text(&info.Env),
-		"intervals":     p.intervals(s.Intervals),
+		"intervals":     p.intervals(intervals),
 		"databases": func(n *yaml.Node) {
 			p.mapping(n, "databases", map[string]func(*yaml.Node){
 				"include": p.texts(&s.Include),
@@ -199,6 +215,7 @@ func (p *parser) server(n *yaml.Node, c *Config) {
 		}
 	}
 	c.Servers = append(c.Servers, s)
+	p.intervalsOf = append(p.intervalsOf, intervals)
 }
 
 func (p *parser) intervals(dst map[string]time.Duration) func(*yaml.Node) {

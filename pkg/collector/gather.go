@@ -10,16 +10,16 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
-	"pganalytics/pkg/collector/pgread"
+	"pganalytics/pkg/batch"
 	"pganalytics/pkg/collector/spool"
 )
 
-// Bounds of one batch, far below the gateway's: 1 MiB of JSON is at most
-// 6 MiB as tuples, of the 8 MiB that a message may have.
+// Bounds of one batch, far below the gateway's. maxBatchBytes is of the body
+// before it is compressed; only a single row beyond it makes a larger one.
 const (
-	maxBatchBytes = 1 << 20
-	maxBatchRows  = 5000
-	maxBatchItems = 500
+	maxBatchBytes    = 1 << 20
+	maxBatchRows     = 5000
+	maxBatchSections = 500
 )
 
 // gatherTime is how long what was read waits for more to share its batch.
@@ -54,11 +54,11 @@ func newGatherer(s sender, sp *spool.Spool, log *slog.Logger, m *metrics) (*gath
 
 // run works until in is closed. Once ctx has ended it no longer waits for a
 // spool that takes nothing; what is lost thereby is counted and logged.
-func (g *gatherer) run(ctx context.Context, in <-chan []pgread.Item) {
+func (g *gatherer) run(ctx context.Context, in <-chan []batch.Section) {
 	for {
-		items, open := <-in
-		items, open = g.more(ctx, in, slices.Clip(items), open) // the room behind it is the reader's
-		for _, part := range split(items) {
+		sections, open := <-in
+		sections, open = g.more(ctx, in, slices.Clip(sections), open) // the room behind it is the reader's
+		for _, part := range g.sender.split(sections) {
 			g.take(ctx, part)
 		}
 		if !open {
@@ -68,28 +68,28 @@ func (g *gatherer) run(ctx context.Context, in <-chan []pgread.Item) {
 }
 
 // more adds what comes within the wait or until there is a batch full.
-func (g *gatherer) more(ctx context.Context, in <-chan []pgread.Item, items []pgread.Item, open bool) ([]pgread.Item, bool) {
+func (g *gatherer) more(ctx context.Context, in <-chan []batch.Section, sections []batch.Section, open bool) ([]batch.Section, bool) {
 	timer := time.NewTimer(g.wait)
 	defer timer.Stop()
 	done, elapsed := ctx.Done(), timer.C
-	for open && size(items) < maxBatchBytes {
-		var next []pgread.Item
+	for open && g.sender.size(sections) < maxBatchBytes {
+		var next []batch.Section
 		select {
 		case next, open = <-in:
-			items = append(items, next...)
+			sections = append(sections, next...)
 		case <-elapsed:
-			return items, open
+			return sections, open
 		case <-done: // the readers are ending; what is still to come needs no waiting for
-			return items, open
+			return sections, open
 		}
 	}
-	return items, open
+	return sections, open
 }
 
 // take returns when the spool has the batch, or ctx has ended.
-func (g *gatherer) take(ctx context.Context, items []pgread.Item) {
+func (g *gatherer) take(ctx context.Context, sections []batch.Section) {
 	for attempt := 0; ; attempt++ {
-		_, err := g.spool.Append(func(stamp spool.Stamp) ([]byte, error) { return g.encode(stamp, items) })
+		_, err := g.spool.Append(func(stamp spool.Stamp) ([]byte, error) { return g.encode(stamp, sections) })
 		if err == nil {
 			if attempt > 0 {
 				g.log.Info("the spool takes batches again; collecting goes on")
@@ -108,8 +108,8 @@ func (g *gatherer) take(ctx context.Context, items []pgread.Item) {
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
-			g.metrics.lostRows.Add(float64(rows(items)))
-			g.log.Error("stopped before the spool took what was collected last", "rows", rows(items), "err", err)
+			g.metrics.lostRows.Add(float64(rows(sections)))
+			g.log.Error("stopped before the spool took what was collected last", "rows", rows(sections), "err", err)
 			return
 		}
 		timer.Stop()
@@ -117,77 +117,19 @@ func (g *gatherer) take(ctx context.Context, items []pgread.Item) {
 }
 
 // encode makes the bytes that are sent, at every attempt the same ones.
-func (g *gatherer) encode(stamp spool.Stamp, items []pgread.Item) ([]byte, error) {
-	sec, nsec := stamp.BatchID.Time().UnixTime()
-	var err error
-	if g.buf, err = g.sender.appendBody(g.buf[:0], stamp, time.Unix(sec, nsec), items); err != nil {
-		return nil, err
+func (g *gatherer) encode(stamp spool.Stamp, sections []batch.Section) ([]byte, error) {
+	g.buf = g.sender.push(stamp, sections).Append(g.buf[:0])
+	body := g.zstd.EncodeAll(g.buf, nil)
+	if cap(g.buf) > 2*maxBatchBytes {
+		g.buf = nil // a single row; few are like it
 	}
-	return g.zstd.EncodeAll(g.buf, nil), nil
+	return body, nil
 }
 
-// split divides items into batches within the bounds, in order. A single row
-// beyond them makes a batch of its own.
-func split(items []pgread.Item) [][]pgread.Item {
-	var batches [][]pgread.Item
-	var batch []pgread.Item
-	bytes, count := 0, 0
-	flush := func() {
-		if len(batch) > 0 {
-			batches = append(batches, batch)
-		}
-		batch, bytes, count = nil, 0, 0
-	}
-	for _, it := range items {
-		for len(it.Rows) > 0 {
-			if len(batch) == maxBatchItems || count == maxBatchRows || bytes >= maxBatchBytes {
-				flush()
-			}
-			n, b := 0, head(&it)
-			for n < len(it.Rows) && count+n < maxBatchRows {
-				if bytes+b+len(it.Rows[n]) > maxBatchBytes && (n > 0 || len(batch) > 0) {
-					break
-				}
-				b += len(it.Rows[n]) + 1
-				n++
-			}
-			if n == 0 {
-				flush()
-				continue
-			}
-			part := it
-			part.Rows, it.Rows = it.Rows[:n], it.Rows[n:]
-			batch, bytes, count = append(batch, part), bytes+b, count+n
-		}
-	}
-	flush()
-	return batches
-}
-
-// head returns about how many bytes an item takes beside its rows.
-func head(it *pgread.Item) int {
-	n := 128 + len(it.Family) + len(it.Server)
-	for _, c := range it.Columns {
-		n += len(c) + 3
-	}
-	return n
-}
-
-func size(items []pgread.Item) int {
+func rows(sections []batch.Section) int {
 	n := 0
-	for i := range items {
-		n += head(&items[i])
-		for _, row := range items[i].Rows {
-			n += len(row) + 1
-		}
-	}
-	return n
-}
-
-func rows(items []pgread.Item) int {
-	n := 0
-	for i := range items {
-		n += len(items[i].Rows)
+	for i := range sections {
+		n += sections[i].Rows
 	}
 	return n
 }

@@ -3,7 +3,6 @@ package collector
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -12,46 +11,53 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 
-	"pganalytics/pkg/collector/pgread"
+	"pganalytics/pkg/batch"
+	"pganalytics/pkg/catalogue"
 	"pganalytics/pkg/collector/spool"
 )
 
 func TestSplitKeepsEveryRowInOrderAndWithinBounds(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
-		var items []pgread.Item
-		var want []string
-		for i := range rapid.IntRange(0, 20).Draw(t, "items") {
-			it := pgread.Item{Family: "f", Server: fmt.Sprint(i), Columns: []string{"a"}}
+		var sections []batch.Section
+		var want []byte
+		for i := range rapid.IntRange(0, 20).Draw(t, "sections") {
+			s := batch.Section{Family: "f", Server: fmt.Sprint(i), Columns: []batch.Column{{Name: "a", Type: catalogue.Text}}}
 			size := rapid.SampledFrom([]int{1, 100, 10_000, maxBatchBytes / 2, maxBatchBytes + 1}).Draw(t, "size")
-			n := rapid.IntRange(0, min(2*maxBatchRows, 5*maxBatchBytes/size)).Draw(t, "rows")
-			row := []byte(strings.Repeat("x", size))
-			for range n {
-				it.Rows = append(it.Rows, row)
-				want = append(want, it.Server)
+			s.Rows = rapid.IntRange(0, min(2*maxBatchRows, 5*maxBatchBytes/size)).Draw(t, "rows")
+			for row := range s.Rows {
+				s.Tuples = batch.AppendTuple(s.Tuples, batch.LeadFields+2, time.UnixMicro(int64(row)), uuid.UUID{byte(i)})
+				s.Tuples = batch.AppendNull(batch.AppendText(s.Tuples, strings.Repeat("x", size)))
 			}
-			items = append(items, it)
+			sections = append(sections, s)
+			want = append(want, s.Tuples...)
 		}
-		var got []string
-		for _, part := range split(items) {
-			if n := rows(part); n == 0 || n > maxBatchRows || len(part) > maxBatchItems {
-				t.Fatalf("%d rows in %d items", n, len(part))
+		var got []byte
+		for _, part := range golden.split(sections) {
+			if n := rows(part); n == 0 || n > maxBatchRows || len(part) > maxBatchSections {
+				t.Fatalf("%d rows in %d sections", n, len(part))
 			}
-			if size(part) > maxBatchBytes+512 && rows(part) > 1 {
-				t.Fatalf("%d bytes in %d rows", size(part), rows(part))
+			if n := len(golden.push(goldenStamp, part).Append(nil)); n > maxBatchBytes && rows(part) > 1 {
+				t.Fatalf("%d bytes in %d rows", n, rows(part))
 			}
-			for _, it := range part {
-				for range it.Rows {
-					got = append(got, it.Server)
+			for _, s := range part {
+				n := 0
+				for rest := s.Tuples; len(rest) > 0; n++ {
+					rest = rest[tupleBytes(rest):]
 				}
+				if n != s.Rows {
+					t.Fatalf("%d rows are said to be %d", n, s.Rows)
+				}
+				got = append(got, s.Tuples...)
 			}
 		}
-		if strings.Join(got, ",") != strings.Join(want, ",") {
+		if !bytes.Equal(got, want) {
 			t.Fatal("rows were lost or changed their order")
 		}
 	})
@@ -72,26 +78,19 @@ func newTestGatherer(t *testing.T, maxBytes int64) (*gatherer, *spool.Spool, *by
 func TestFamiliesDueTogetherShareABatch(t *testing.T) {
 	t.Parallel()
 	g, sp, _ := newTestGatherer(t, 0)
-	in := make(chan []pgread.Item)
+	in := make(chan []batch.Section)
 	done := make(chan struct{})
 	go func() { defer close(done); g.run(t.Context(), in) }()
-	in <- goldenItems[:1]
-	in <- goldenItems[1:]
+	in <- goldenSections[:1]
+	in <- goldenSections[1:]
 	close(in)
 	<-done
 	rec, ok, err := sp.Oldest()
 	require.NoError(t, err)
 	require.True(t, ok)
-	var body struct {
-		Timestamp time.Time `json:"timestamp"`
-		Metrics   []struct {
-			Server string `json:"server"`
-		} `json:"metrics"`
-	}
-	require.NoError(t, json.Unmarshal(inflate(t, rec.Body), &body))
-	require.Len(t, body.Metrics, 2)
-	sec, nsec := rec.BatchID.Time().UnixTime()
-	require.Equal(t, time.Unix(sec, nsec).UTC(), body.Timestamp, "the batch's time is its id's")
+	m := parse(t, inflate(t, rec.Body))
+	require.Len(t, m.Sections, 2)
+	require.Equal(t, rec.BatchID[:], m.BatchId)
 	require.Equal(t, 1, sp.Stats().Unsent)
 }
 
@@ -99,13 +98,13 @@ func TestAFullSpoolStopsTheReadersUntilThereIsRoom(t *testing.T) {
 	t.Parallel()
 	g, sp, logged := newTestGatherer(t, 4000)
 	g.wait = time.Millisecond
-	in := make(chan []pgread.Item)
+	in := make(chan []batch.Section)
 	done := make(chan struct{})
 	go func() { defer close(done); g.run(t.Context(), in) }()
 	sent := 0
 	full := func() bool {
 		select {
-		case in <- goldenItems:
+		case in <- goldenSections:
 			sent++
 		case <-time.After(10 * time.Millisecond):
 		}
@@ -113,7 +112,7 @@ func TestAFullSpoolStopsTheReadersUntilThereIsRoom(t *testing.T) {
 	}
 	require.Eventually(t, full, 60*time.Second, time.Millisecond)
 	select {
-	case in <- goldenItems:
+	case in <- goldenSections:
 		require.Fail(t, "more is taken although the spool is full")
 	case <-time.After(300 * time.Millisecond):
 	}
@@ -124,14 +123,10 @@ func TestAFullSpoolStopsTheReadersUntilThereIsRoom(t *testing.T) {
 		rec, ok, err := sp.Oldest()
 		require.NoError(t, err)
 		if ok {
-			var body struct {
-				Count int `json:"metrics_count"`
-			}
-			require.NoError(t, json.Unmarshal(inflate(t, rec.Body), &body))
-			got += body.Count
+			got += len(parse(t, inflate(t, rec.Body)).Sections)
 			require.NoError(t, sp.Accepted(rec, spool.Answer{}))
 		}
-		return got == sent*len(goldenItems)
+		return got == sent*len(goldenSections)
 	}
 	close(in)
 	require.Eventually(t, take, 30*time.Second, time.Millisecond)
@@ -153,10 +148,10 @@ func TestWhatAFullSpoolLeavesBehindAtTheEndIsCounted(t *testing.T) {
 		}
 		require.NoError(t, err)
 	}
-	in := make(chan []pgread.Item)
+	in := make(chan []batch.Section)
 	done := make(chan struct{})
 	go func() { defer close(done); g.run(ctx, in) }()
-	in <- goldenItems
+	in <- goldenSections
 	close(in)
 	<-done
 	require.InDelta(t, 3, testutil.ToFloat64(g.metrics.lostRows), 0)

@@ -38,7 +38,7 @@ func Check(ctx context.Context, cfg Config, cat *catalogue.Catalogue, out io.Wri
 			case f.Err != nil:
 				failed++
 				fmt.Fprintf(table, "  %s\t%s\tfails\t%v\n", f.Family, f.Database, f.Err)
-			case f.Off != "":
+			case f.Off != nil:
 				fmt.Fprintf(table, "  %s\t%s\toff\t%s\n", f.Family, f.Database, f.Off)
 			default:
 				fmt.Fprintf(table, "  %s\t%s\tworks\t%d rows in %s\n", f.Family, f.Database, f.Rows, f.Took.Round(time.Millisecond))

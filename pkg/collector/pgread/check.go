@@ -5,6 +5,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
+
 	"pganalytics/pkg/catalogue"
 )
 
@@ -20,8 +22,8 @@ type FamilyReport struct {
 	Database string // empty for scope instance
 	Rows     int
 	Took     time.Duration
-	Off      string // why the family is not read; empty if it is
-	Err      error  // why it cannot be read
+	Off      *Off  // why the family is not read; nil if it is
+	Err      error // why it cannot be read
 }
 
 // Check connects and reads every family once, those of scope database in the
@@ -43,29 +45,32 @@ func (s *Server) Check(ctx context.Context) (*Report, error) {
 		return nil, err
 	}
 	for _, t := range tasks {
-		f := FamilyReport{Family: t.family.Name}
-		if t.family.Scope == catalogue.Database {
-			f.Database = s.conninfo.Database
-		}
-		if t.sql == "" {
-			f.Off = "not on servers of this version"
-			report.Families = append(report.Families, f)
-			continue
-		}
 		if conn.IsClosed() {
 			if conn, err = s.connect(ctx, ""); err != nil {
 				return nil, err
 			}
 		}
-		start := time.Now()
-		limited, cancel := context.WithTimeout(ctx, s.cfg.StatementTimeout+grace)
-		res, err := query(limited, conn, t.family, t.sql, nil)
-		cancel()
-		f.Took, f.Err = time.Since(start), err
-		if err == nil {
-			f.Rows = len(res.rows)
-		}
-		report.Families = append(report.Families, f)
+		report.Families = append(report.Families, s.check(ctx, conn, t))
 	}
 	return report, nil
+}
+
+// check reads one family.
+func (s *Server) check(ctx context.Context, conn *pgconn.PgConn, t *task) FamilyReport {
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.StatementTimeout+grace)
+	defer cancel()
+	f := FamilyReport{Family: t.family.Name}
+	if t.family.Scope == catalogue.Database {
+		f.Database = s.conninfo.Database
+	}
+	if f.Off, f.Err = s.look(ctx, conn, t); f.Off != nil || f.Err != nil {
+		return f
+	}
+	start := time.Now()
+	res, err := s.rows(ctx, conn, t, &state{}, now())
+	f.Took, f.Err = time.Since(start), err
+	if err == nil {
+		f.Rows = len(res.ends)
+	}
+	return f
 }

@@ -2,13 +2,12 @@ package pgread
 
 import (
 	"context"
-	"errors"
-	"log/slog"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"golang.org/x/sync/errgroup"
 
+	"pganalytics/pkg/batch"
 	"pganalytics/pkg/catalogue"
 )
 
@@ -18,7 +17,7 @@ const (
 	maxReconnect = 30 * time.Second
 )
 
-// Run reads the server until ctx ends. Whoever takes the items must do so
+// Run reads the server until ctx ends. Whoever takes the sections must do so
 // until Run has returned.
 func (s *Server) Run(ctx context.Context) error {
 	var g errgroup.Group
@@ -51,6 +50,7 @@ func (s *Server) runInstance(ctx context.Context) {
 			conn = s.reach(ctx, link, tasks)
 		}
 		if conn == nil {
+			s.unreached(due)
 			s.deliver(s.down(due))
 			continue
 		}
@@ -88,20 +88,26 @@ func (s *Server) connectAs(ctx context.Context, database string, tasks []*task) 
 		hangUp(conn)
 		return nil, err
 	}
+	if major > catalogue.NewestServer && s.newer.Swap(int32(major)) != int32(major) {
+		s.log.Warn("the server is newer than the catalogue; the queries for the newest known version are used",
+			"version", major, "newest_known", catalogue.NewestServer)
+	}
 	prepare(tasks, major)
 	return conn, nil
 }
 
 // down returns the row that says that the server does not answer, when its
 // time has come.
-func (s *Server) down(due []*task) []Item {
+func (s *Server) down(due []*task) []batch.Section {
 	for _, t := range due {
-		if _, ok := t.family.Column("is_up"); ok && t.family.Name == "pg_instance" {
-			return []Item{{
-				Family: t.family.Name, Server: s.cfg.Name, At: now(),
-				Columns: []string{"is_up"}, Rows: [][]byte{[]byte("[false]")},
-			}}
+		place, ok := t.family.Column("is_up")
+		if !ok || t.family.Name != "pg_instance" {
+			continue
 		}
+		at := now()
+		section := s.section(t, part{batch.AppendBool(batch.AppendTuple(nil, batch.LeadFields+1, at, s.id), false), 1, at})
+		section.Columns = t.columns[place : place+1]
+		return []batch.Section{section}
 	}
 	return nil
 }
@@ -121,6 +127,7 @@ func (s *Server) runDatabases(ctx context.Context) {
 		}
 		names, err := s.discover(ctx)
 		if err != nil {
+			s.unreached(due)
 			if ctx.Err() == nil {
 				link.failed(s.log, "list databases", err, minReconnect, maxReconnect)
 			}
@@ -149,6 +156,7 @@ func (s *Server) discover(ctx context.Context) ([]string, error) {
 // visit reads what is due in one database.
 func (s *Server) visit(ctx context.Context, name string, link *health, due []*task) {
 	if link.resting(time.Now()) {
+		s.unreached(due)
 		return
 	}
 	log := s.log.With("database", name)
@@ -156,7 +164,8 @@ func (s *Server) visit(ctx context.Context, name string, link *health, due []*ta
 	if err != nil {
 		if ctx.Err() == nil {
 			s.metrics.connectErrors.WithLabelValues(s.cfg.Name).Inc()
-			link.failed(log, "connect to the database", err, due[0].interval, maxBackOff)
+			link.failed(log, "connect to the database", err, due[0].reading.Interval, maxBackOff)
+			s.unreached(due)
 		}
 		return
 	}
@@ -177,99 +186,7 @@ func forget(names []string, databases map[string]*health, tasks []*task) {
 		}
 		delete(databases, name)
 		for _, t := range tasks {
-			delete(t.health, name)
-			delete(t.filters, name)
+			delete(t.states, name)
 		}
 	}
 }
-
-// readAll runs what is due over one connection.
-func (s *Server) readAll(ctx context.Context, conn *pgconn.PgConn, database string, due []*task) []Item {
-	var items []Item
-	for _, t := range due {
-		if ctx.Err() != nil || conn.IsClosed() {
-			break
-		}
-		if t.sql == "" || of(t.health, database).resting(time.Now()) {
-			continue
-		}
-		items = append(items, s.read(ctx, conn, database, t)...)
-	}
-	return items
-}
-
-// read runs one query. Its failure is noted and goes no further.
-func (s *Server) read(ctx context.Context, conn *pgconn.PgConn, database string, t *task) []Item {
-	log := s.log.With("family", t.family.Name)
-	if database != "" {
-		log = log.With("database", database)
-	}
-	keep, at := t.filter(database), now()
-	limited, cancel := context.WithTimeout(ctx, s.cfg.StatementTimeout+grace)
-	defer cancel()
-	res, err := query(limited, conn, t.family, t.sql, keep)
-	if ctx.Err() != nil {
-		return nil
-	}
-	s.metrics.query(at, err)
-	if err != nil {
-		s.metrics.queryErrors.WithLabelValues(s.cfg.Name, t.family.Name).Inc()
-		if conn.IsClosed() && !errors.Is(err, context.DeadlineExceeded) {
-			log.Warn("connection lost while reading", "err", err) // not the family's fault
-			return nil
-		}
-		of(t.health, database).failed(log, "read the family", err, 2*t.interval, max(maxBackOff, t.interval))
-		return nil
-	}
-	of(t.health, database).worked(log, "read the family")
-	s.note(log, t, res)
-	return s.items(t, keep, res, at)
-}
-
-// note counts what had to be changed in a result.
-func (s *Server) note(log *slog.Logger, t *task, res *result) {
-	if res.nulled > 0 {
-		s.metrics.values.WithLabelValues("nulled").Add(float64(res.nulled))
-	}
-	if res.repaired > 0 {
-		s.metrics.values.WithLabelValues("repaired").Add(float64(res.repaired))
-	}
-	if res.cut {
-		s.metrics.cut.WithLabelValues(s.cfg.Name, t.family.Name).Inc()
-		log.Warn("result was cut", "rows", maxRows)
-	}
-}
-
-// items makes what is sent of a result.
-func (s *Server) items(t *task, keep *filter, res *result, at time.Time) []Item {
-	rows := res.rows
-	var before [][]byte
-	var beforeAt time.Time
-	if keep != nil {
-		rows, before, beforeAt = keep.pass(res.samples, at)
-		s.metrics.unsent.WithLabelValues(s.cfg.Name, t.family.Name).Add(float64(len(res.samples) - len(rows)))
-	}
-	s.metrics.rows.WithLabelValues(s.cfg.Name, t.family.Name).Add(float64(len(rows) + len(before)))
-	columns := make([]string, len(t.family.Columns))
-	for i, c := range t.family.Columns {
-		columns[i] = c.Name
-	}
-	var items []Item
-	if len(before) > 0 {
-		items = append(items, Item{Family: t.family.Name, Server: s.cfg.Name, At: beforeAt, Columns: columns, Rows: before})
-	}
-	if len(rows) > 0 {
-		items = append(items, Item{Family: t.family.Name, Server: s.cfg.Name, At: at, Columns: columns, Rows: rows})
-	}
-	return items
-}
-
-// deliver hands items over and waits until they are taken.
-func (s *Server) deliver(items []Item) {
-	if len(items) > 0 {
-		s.out <- items
-	}
-}
-
-// now returns the time as PostgreSQL would store it.
-func now() time.Time { return time.Now().UTC().Truncate(time.Microsecond) }

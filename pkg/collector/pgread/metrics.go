@@ -16,9 +16,9 @@ type Metrics struct {
 	queryErrors   *prometheus.CounterVec
 	connectErrors *prometheus.CounterVec
 	up            *prometheus.GaugeVec
-	values        *prometheus.CounterVec
+	fixed         *prometheus.CounterVec
 	cut           *prometheus.CounterVec
-	skipped       *prometheus.CounterVec
+	unread        *prometheus.CounterVec
 }
 
 // NewMetrics registers the metrics.
@@ -41,9 +41,31 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		up: f.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "pganalytics_collector_server_up", Help: "1 while the server is connected.",
 		}, []string{"server"}),
-		values:  counter("changed_values_total", "Values that could not be sent as they were: numbers and times sent as null, texts repaired.", "what"),
-		cut:     counter("cut_results_total", "Results with more rows than are read.", "server", "family"),
-		skipped: counter("skipped_samples_total", "Samples not taken because the one before, or the spool, took too long.", "server", "family"),
+		fixed: counter("fixed_total", "What could not be sent as it was: numbers and times sent as null, texts repaired, rows dropped that have no key or are too long.",
+			"server", "family", "what"),
+		cut:    counter("cut_rows_total", "Rows beyond the limits of their family.", "server", "family"),
+		unread: counter("unread_total", "Times that a family was due and was not read.", "server", "family", "reason"),
+	}
+}
+
+// Why a family that was due was not read.
+const (
+	late      = "late"        // the reading before, or the spool, took too long
+	pressure  = "pressure"    // the spool fills
+	backedOff = "backed_off"  // it failed or was slow
+	missing   = "missing"     // what it needs is not there
+	notThere  = "unreachable" // the server or the database
+)
+
+func (s *Server) unread(t *task, reason string, times int) {
+	if times > 0 {
+		s.metrics.unread.WithLabelValues(s.cfg.Name, t.family.Name, reason).Add(float64(times))
+	}
+}
+
+func (s *Server) unreached(tasks []*task) {
+	for _, t := range tasks {
+		s.unread(t, notThere, 1)
 	}
 }
 

@@ -2,49 +2,57 @@ package pgread
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"pganalytics/pkg/catalogue"
 )
 
-// Item is rows of one family from one server at one time.
-type Item struct {
-	Family  string
-	Server  string
-	At      time.Time // collector's clock, just before the query
-	Columns []string
-	Rows    [][]byte // each a JSON array
+// Bounds of one result. The catalogue's queries limit themselves far lower;
+// these are for queries of operators.
+const (
+	maxRows        = 50_000
+	maxResultBytes = 16 << 20
+)
+
+// question is one query and what its rows are to become.
+type question struct {
+	family *catalogue.Family
+	places []int // of the columns that it gives
+	sql    string
+	args   [][]byte // in binary format
+	oids   []uint32 // of their types
+	at     time.Time
+	server uuid.UUID
+	texts  TextPolicy
+	known  func(tuples []byte, starts []int) identity
+	room   int // bytes that the answer is expected to take
 }
 
-// maxRows bounds one result. The catalogue's queries limit themselves far
-// lower; this is for queries of operators.
-const maxRows = 50_000
-
-// errShape is a query whose result is not what its family says: a fault of
-// the catalogue, not of the server.
-var errShape = errors.New("query does not fit its family")
-
-// result is what one query gave.
-type result struct {
-	rows     [][]byte
-	samples  []sample // when there is a filter, in place of rows
-	nulled   int      // values sent as null because JSON cannot say them
-	repaired int      // texts that were not valid
-	cut      bool     // at maxRows
-}
-
-// query reads a family. Values are passed from PostgreSQL's binary format
-// into JSON; the columns of the result may come in any order.
-func query(ctx context.Context, conn *pgconn.PgConn, f *catalogue.Family, sql string, keep *filter) (*result, error) {
-	reader := conn.ExecParams(ctx, sql, nil, nil, nil, []int16{1})
-	res, err := readRows(reader, f, keep)
-	if _, closeErr := reader.Close(); err == nil && closeErr != nil {
+// ask puts a question to a server. When ctx ends the statement is cancelled
+// there.
+func ask(ctx context.Context, conn *pgconn.PgConn, q *question) (*result, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	formats := make([]int16, len(q.args))
+	for i := range formats {
+		formats[i] = 1
+	}
+	reader := conn.ExecParams(ctx, q.sql, q.args, q.oids, formats, []int16{1})
+	res, err := readRows(reader, q)
+	if err == nil && res.capped {
+		cancel() // or the rest would be sent only to be thrown away
+		_, _ = reader.Close()
+		return res, nil
+	}
+	if _, closeErr := reader.Close(); err == nil {
 		err = closeErr
 	}
 	if err != nil {
@@ -53,90 +61,38 @@ func query(ctx context.Context, conn *pgconn.PgConn, f *catalogue.Family, sql st
 	return res, nil
 }
 
-func readRows(reader *pgconn.ResultReader, f *catalogue.Family, keep *filter) (*result, error) {
-	res := &result{}
-	var order []int
-	values := make([][]byte, len(f.Columns))
+func readRows(reader *pgconn.ResultReader, q *question) (*result, error) {
+	res := &result{tuples: make([]byte, 0, q.room)}
+	var e *encoder
 	for reader.NextRow() {
-		if order == nil {
+		if e == nil {
 			var err error
-			if order, err = columnOrder(reader.FieldDescriptions(), f); err != nil {
+			if e, err = newEncoder(q, reader.FieldDescriptions(), res); err != nil {
 				return nil, err
 			}
 		}
-		if len(res.rows)+len(res.samples) == maxRows {
-			res.cut = true
-			break
+		if len(res.ends) == maxRows || len(res.tuples) > maxResultBytes {
+			res.capped = true
+			return res, nil
 		}
-		raw := reader.Values()
-		for i, at := range order {
-			values[i] = raw[at]
-		}
-		row, err := res.encode(f, values)
-		if err != nil {
+		if err := e.add(reader.Values()); err != nil {
 			return nil, err
 		}
-		if keep != nil {
-			res.samples = append(res.samples, keep.sample(values, row))
-		} else {
-			res.rows = append(res.rows, row)
-		}
 	}
-	if order == nil { // no rows: still say whether it fits
-		if fields := reader.FieldDescriptions(); len(fields) > 0 {
-			if _, err := columnOrder(fields, f); err != nil {
-				return nil, err
-			}
+	if fields := reader.FieldDescriptions(); e == nil && len(fields) > 0 { // no rows: still say whether it fits
+		if _, err := newEncoder(q, fields, res); err != nil {
+			return nil, err
 		}
 	}
 	return res, nil
 }
 
-func (r *result) encode(f *catalogue.Family, values [][]byte) ([]byte, error) {
-	row := make([]byte, 0, 16*len(values))
-	row = append(row, '[')
-	for i, v := range values {
-		if i > 0 {
-			row = append(row, ',')
-		}
-		var what repair
-		var err error
-		if row, what, err = appendValue(row, f.Columns[i].Type, v); err != nil {
-			return nil, fmt.Errorf("column %s: %w", f.Columns[i].Name, err)
-		}
-		switch what {
-		case nulled:
-			r.nulled++
-		case repaired:
-			r.repaired++
-		}
+// limit makes the parameter of a query that takes the most rows to return.
+func (q *question) limit(rows int) {
+	if strings.Contains(q.sql, "$1") {
+		q.args = [][]byte{binary.BigEndian.AppendUint64(nil, uint64(rows))}
+		q.oids = []uint32{catalogue.BigInt.OID()}
 	}
-	return append(row, ']'), nil
-}
-
-// columnOrder returns, for each column of the family, its place in the result.
-func columnOrder(fields []pgconn.FieldDescription, f *catalogue.Family) ([]int, error) {
-	order := make([]int, len(f.Columns))
-	seen := make([]bool, len(f.Columns))
-	for at, field := range fields {
-		i, ok := f.Column(field.Name)
-		switch {
-		case !ok:
-			return nil, fmt.Errorf("%w: unknown column %q", errShape, field.Name)
-		case seen[i]:
-			return nil, fmt.Errorf("%w: column %q twice", errShape, field.Name)
-		case field.DataTypeOID != f.Columns[i].Type.OID():
-			return nil, fmt.Errorf("%w: column %q has type OID %d, %s is %d",
-				errShape, field.Name, field.DataTypeOID, f.Columns[i].Type, f.Columns[i].Type.OID())
-		}
-		order[i], seen[i] = at, true
-	}
-	for i, ok := range seen {
-		if !ok {
-			return nil, fmt.Errorf("%w: no column %q", errShape, f.Columns[i].Name)
-		}
-	}
-	return order, nil
 }
 
 // majorVersion returns the major number of a server_version such as
@@ -153,17 +109,40 @@ func majorVersion(version string) (int, error) {
 	return major, nil
 }
 
+// What an error means, beside the SQLSTATEs.
+const (
+	stateShape   = "shape"
+	stateTimeout = "timeout"
+	stateOther   = "other"
+)
+
 // sqlState returns the SQLSTATE of an error, or a word for what it is else.
-// It names a failure in logs' decisions; never its text.
+// Decisions go by it, never by an error's text.
 func sqlState(err error) string {
 	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
 		return pgErr.Code
 	}
 	switch {
 	case errors.Is(err, errShape):
-		return "shape"
+		return stateShape
 	case errors.Is(err, context.DeadlineExceeded):
-		return "timeout"
+		return stateTimeout
 	}
-	return "other"
+	return stateOther
+}
+
+// timedOut reports whether the server or the collector gave up a statement.
+func timedOut(err error) bool {
+	state := sqlState(err)
+	return state == stateTimeout || state == "57014" // query_canceled
+}
+
+// lacking reports whether something that a query names is not there, or may
+// not be used.
+func lacking(err error) bool {
+	switch sqlState(err) {
+	case "42883", "42P01", "42501", "3F000": // undefined function, undefined table, insufficient privilege, invalid schema
+		return true
+	}
+	return false
 }

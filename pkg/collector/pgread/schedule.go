@@ -6,7 +6,9 @@ import (
 	"log/slog"
 	"time"
 
+	"pganalytics/pkg/batch"
 	"pganalytics/pkg/catalogue"
+	"pganalytics/pkg/policy"
 )
 
 // maxSpread bounds how long after the start a family is first read.
@@ -17,12 +19,24 @@ const maxBackOff = time.Hour
 
 // task is one family on its schedule.
 type task struct {
-	family   *catalogue.Family
-	sql      string // for the version of the server last connected to; "" when it has none
-	interval time.Duration
-	due      time.Time
-	health   map[string]*health // by database
-	filters  map[string]*filter // by database
+	family  *catalogue.Family
+	reading policy.Reading
+	query   catalogue.Query // for the version of the server last connected to; empty when it has none
+	columns []batch.Column
+	places  []int // of all columns
+	due     time.Time
+	states  map[string]*state // by database
+}
+
+// state is what is known of a family in one database.
+type state struct {
+	health
+	requirement
+	filter *filter   // nil: all rows are sent
+	sent   *sentKeys // of a dimension that is read by key
+	room   int       // bytes of the last result
+
+	cut, dropping bool // the last result lacked rows
 }
 
 // tasks returns the families of a scope that are on. Their first times are
@@ -33,17 +47,22 @@ func (s *Server) tasks(scope catalogue.Scope) []*task {
 	var tasks []*task
 	start := time.Now()
 	for _, f := range s.catalogue.Families() {
-		interval := s.interval(f)
-		if f.Scope != scope || interval <= 0 || len(f.Queries) == 0 {
+		reading, on := s.cfg.Families[f.Name]
+		if f.Scope != scope || !on || len(f.Queries) == 0 {
 			continue
 		}
 		h := fnv.New64a()
 		_, _ = h.Write([]byte(s.cfg.Name + "\x00" + f.Name))
-		first := start.Add(time.Duration(h.Sum64() % uint64(min(interval, maxSpread))))
-		tasks = append(tasks, &task{
-			family: f, interval: interval, due: first.Add(-time.Duration(first.Nanosecond())),
-			health: map[string]*health{}, filters: map[string]*filter{},
-		})
+		first := start.Add(time.Duration(h.Sum64() % uint64(min(reading.Interval, maxSpread))))
+		t := &task{
+			family: f, reading: reading, due: first.Add(-time.Duration(first.Nanosecond())),
+			states: map[string]*state{},
+		}
+		for i, c := range f.Columns {
+			t.columns = append(t.columns, batch.Column{Name: c.Name, Type: c.Type})
+			t.places = append(t.places, i)
+		}
+		tasks = append(tasks, t)
 	}
 	return tasks
 }
@@ -72,11 +91,9 @@ func (s *Server) wait(ctx context.Context, tasks []*task) []*task {
 			continue
 		}
 		due = append(due, t)
-		missed := int64(now.Sub(t.due) / t.interval)
-		if missed > 0 {
-			s.metrics.skipped.WithLabelValues(s.cfg.Name, t.family.Name).Add(float64(missed))
-		}
-		t.due = t.due.Add(time.Duration(missed+1) * t.interval)
+		missed := int64(now.Sub(t.due) / t.reading.Interval)
+		s.unread(t, late, int(missed))
+		t.due = t.due.Add(time.Duration(missed+1) * t.reading.Interval)
 	}
 	return due
 }
@@ -84,26 +101,26 @@ func (s *Server) wait(ctx context.Context, tasks []*task) []*task {
 // prepare chooses the queries for a server's version.
 func prepare(tasks []*task, major int) {
 	for _, t := range tasks {
-		q, _ := t.family.Query(major)
-		t.sql = q.SQL
+		t.query, _ = t.family.Query(major)
 	}
 }
 
-// filter returns the task's filter for a database, nil when it needs none.
-func (t *task) filter(database string) *filter {
-	f, ok := t.filters[database]
+// state returns what is known of the family in a database.
+func (t *task) state(database string) *state {
+	st, ok := t.states[database]
 	if !ok {
-		f = newFilter(t.family)
-		t.filters[database] = f
+		st = &state{filter: newFilter(t.family)}
+		t.states[database] = st
 	}
-	return f
+	return st
 }
 
 // health of one thing that may fail again and again: it is asked less and less
 // often, and only changes are logged.
 type health struct {
 	failures int
-	state    string // SQLSTATE of the last failure
+	sqlState string // of the last failure
+	slow     int    // how often in a row it took too long
 	until    time.Time
 }
 
@@ -124,23 +141,49 @@ func (h *health) resting(now time.Time) bool { return now.Before(h.until) }
 func (h *health) failed(log *slog.Logger, what string, err error, base, limit time.Duration) {
 	state := sqlState(err)
 	level := slog.LevelDebug
-	if h.failures == 0 || h.state != state {
+	if h.failures == 0 || h.sqlState != state {
 		level = slog.LevelWarn
 	}
 	h.failures++
-	h.state = state
-	pause := limit
-	if shift := h.failures - 1; shift < 20 {
-		pause = min(base<<shift, limit)
+	h.sqlState = state
+	h.rest(h.failures, base, limit)
+	log.Log(context.Background(), level, "attempt failed", "what", what, "failures", h.failures, "next_try_in", pause(h.failures, base, limit), "err", err)
+}
+
+// maxSlow is how often in a row something may take too long before it is asked
+// less often.
+const maxSlow = 3
+
+// slowed notes that it worked and took too long. From the third time in a row
+// on the pause doubles from base on, up to limit.
+func (h *health) slowed(log *slog.Logger, what string, took, base, limit time.Duration) {
+	slow := h.slow + 1
+	*h = health{slow: slow}
+	if slow < maxSlow {
+		return
 	}
-	h.until = time.Now().Add(pause)
-	log.Log(context.Background(), level, "attempt failed", "what", what, "failures", h.failures, "next_try_in", pause, "err", err)
+	h.rest(slow-maxSlow+1, base, limit)
+	if slow == maxSlow {
+		log.Warn("takes too long; it is read less often until it is faster", "what", what, "took", took, "times_in_a_row", slow)
+	}
 }
 
 // worked notes a success.
 func (h *health) worked(log *slog.Logger, what string) {
-	if h.failures > 0 {
-		log.Info("works again", "what", what, "after_failures", h.failures)
+	if h.failures > 0 || h.slow >= maxSlow {
+		log.Info("works again", "what", what, "after_failures", h.failures, "after_slow", h.slow)
 	}
 	*h = health{}
+}
+
+func (h *health) rest(times int, base, limit time.Duration) {
+	h.until = time.Now().Add(pause(times, base, limit))
+}
+
+// pause doubles from base on with every time after the first, up to limit.
+func pause(times int, base, limit time.Duration) time.Duration {
+	if shift := times - 1; shift < 20 {
+		return min(base<<shift, limit)
+	}
+	return limit
 }

@@ -12,19 +12,28 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"path"
 	"strings"
+	"sync/atomic"
 	"time"
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgconn/ctxwatch"
 
+	"pganalytics/pkg/batch"
 	"pganalytics/pkg/catalogue"
+	"pganalytics/pkg/policy"
 )
 
 // Config of one server.
 type Config struct {
+	// CollectorID is whose server it is: the ids of servers are computed of it.
+	CollectorID uuid.UUID
+
 	// Name of the server, which it keeps for ever: rows are stored under it.
 	Name string
 
@@ -37,8 +46,16 @@ type Config struct {
 	// all. Templates, and databases that do not allow connections, never are.
 	Include, Exclude []string
 
-	// Intervals replace the catalogue's by family. Zero turns a family off.
-	Intervals map[string]time.Duration
+	// Families are those that are read, by name. Defaults to those of
+	// catalogue.Standard as the catalogue has them.
+	Families map[string]policy.Reading
+
+	// QueryText says what becomes of raw query text. Defaults to TextRedacted.
+	QueryText TextPolicy
+
+	// UpTo tells, before every reading, the largest preset whose families are
+	// read now; the others wait. nil: all are read, always.
+	UpTo func() catalogue.Preset
 
 	// StatementTimeout bounds one query on the server. Defaults to 5s.
 	StatementTimeout time.Duration
@@ -48,9 +65,21 @@ type Config struct {
 
 	// ConnectTimeout bounds making a connection. Defaults to 5s.
 	ConnectTimeout time.Duration
+
+	// SlowAfter is how long a query may take. A family that takes longer three
+	// times in a row is read less often, until it is faster. Defaults to half
+	// of StatementTimeout.
+	SlowAfter time.Duration
+
+	// LookAgain is how often it is looked whether what a family needs is there.
+	// Defaults to 10m.
+	LookAgain time.Duration
 }
 
-func (c *Config) setDefaults() {
+func (c *Config) setDefaults(cat *catalogue.Catalogue) {
+	if c.Families == nil {
+		c.Families = policy.Policy{}.Resolve(cat)
+	}
 	if c.StatementTimeout == 0 {
 		c.StatementTimeout = 5 * time.Second
 	}
@@ -59,6 +88,15 @@ func (c *Config) setDefaults() {
 	}
 	if c.ConnectTimeout == 0 {
 		c.ConnectTimeout = 5 * time.Second
+	}
+	if c.SlowAfter == 0 {
+		c.SlowAfter = c.StatementTimeout / 2
+	}
+	if c.LookAgain == 0 {
+		c.LookAgain = 10 * time.Minute
+	}
+	if c.UpTo == nil {
+		c.UpTo = func() catalogue.Preset { return catalogue.Exhaustive }
 	}
 }
 
@@ -93,6 +131,14 @@ func Acceptable(text string) bool {
 // before it gives a connection up.
 const grace = 2 * time.Second
 
+// cancelTime is how long the collector waits for the end of a statement that it
+// cancelled, before it gives the connection up.
+const cancelTime = time.Second
+
+// keepAlive notices within half a minute that a server's host is gone. The
+// connection is idle for longer than that between two readings.
+var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3}
+
 // parse makes the settings of a connection.
 func (c *Config) parse() (*pgconn.Config, error) {
 	cfg, err := pgconn.ParseConfig(c.Conninfo)
@@ -102,6 +148,10 @@ func (c *Config) parse() (*pgconn.Config, error) {
 		return nil, errors.New("conninfo is not valid")
 	}
 	cfg.ConnectTimeout = c.ConnectTimeout
+	cfg.DialFunc = (&net.Dialer{KeepAliveConfig: keepAlive}).DialContext
+	cfg.BuildContextWatcherHandler = func(conn *pgconn.PgConn) ctxwatch.Handler {
+		return &pgconn.CancelRequestContextWatcherHandler{Conn: conn, DeadlineDelay: cancelTime}
+	}
 	for name, value := range map[string]string{
 		"application_name":                    "pganalytics-collector",
 		"client_encoding":                     "UTF8",
@@ -138,12 +188,14 @@ type Server struct {
 	catalogue *catalogue.Catalogue
 	log       *slog.Logger
 	metrics   *Metrics
-	out       chan<- []Item
+	out       chan<- []batch.Section
+	id        uuid.UUID    // of the server
+	newer     atomic.Int32 // the unknown version that was warned of
 }
 
 // NewServer makes the reader of a server. What it reads goes to out.
-func NewServer(cfg Config, cat *catalogue.Catalogue, log *slog.Logger, m *Metrics, out chan<- []Item) (*Server, error) {
-	cfg.setDefaults()
+func NewServer(cfg Config, cat *catalogue.Catalogue, log *slog.Logger, m *Metrics, out chan<- []batch.Section) (*Server, error) {
+	cfg.setDefaults(cat)
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
@@ -154,6 +206,7 @@ func NewServer(cfg Config, cat *catalogue.Catalogue, log *slog.Logger, m *Metric
 	return &Server{
 		cfg: cfg, conninfo: conninfo, catalogue: cat, metrics: m, out: out,
 		log: log.With("server", cfg.Name),
+		id:  batch.ServerID(cfg.CollectorID, cfg.Name),
 	}, nil
 }
 
@@ -215,12 +268,4 @@ func (s *Server) databases(ctx context.Context, conn *pgconn.PgConn) ([]string, 
 		}
 	}
 	return names, nil
-}
-
-// interval returns how often a family is read; 0 means never.
-func (s *Server) interval(f *catalogue.Family) time.Duration {
-	if d, ok := s.cfg.Intervals[f.Name]; ok {
-		return d
-	}
-	return f.Interval
 }

@@ -3,7 +3,6 @@ package pgread
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"log/slog"
 	"strings"
 	"sync"
@@ -11,17 +10,21 @@ import (
 	"testing/fstest"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
+	"pganalytics/pkg/batch"
 	"pganalytics/pkg/catalogue"
 	"pganalytics/pkg/internal/testdb"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var collectorID = uuid.MustParse("5d9e3a52-0f6b-4d6c-9f63-0a4d1f3f6a01")
 
 // families are those of the tests, beside which a fault is put.
 const allTypes = `
@@ -89,7 +92,7 @@ func load(t *testing.T, files ...string) *catalogue.Catalogue {
 type running struct {
 	t       *testing.T
 	metrics *Metrics
-	items   chan []Item
+	out     chan []batch.Section
 	mu      sync.Mutex
 	logged  bytes.Buffer
 }
@@ -108,8 +111,9 @@ func (r *running) log() string {
 
 func start(t *testing.T, cfg Config, cat *catalogue.Catalogue) *running {
 	t.Helper()
-	r := &running{t: t, metrics: NewMetrics(prometheus.NewRegistry()), items: make(chan []Item)}
-	s, err := NewServer(cfg, cat, slog.New(slog.NewTextHandler(r, nil)), r.metrics, r.items)
+	cfg.CollectorID = collectorID
+	r := &running{t: t, metrics: NewMetrics(prometheus.NewRegistry()), out: make(chan []batch.Section)}
+	s, err := NewServer(cfg, cat, slog.New(slog.NewTextHandler(r, nil)), r.metrics, r.out)
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
@@ -121,7 +125,7 @@ func start(t *testing.T, cfg Config, cat *catalogue.Catalogue) *running {
 		cancel()
 		for {
 			select {
-			case <-r.items:
+			case <-r.out:
 			case <-done:
 				return
 			}
@@ -130,39 +134,81 @@ func start(t *testing.T, cfg Config, cat *catalogue.Catalogue) *running {
 	return r
 }
 
-// next returns the next item for which want is true.
-func (r *running) next(what string, want func(Item) bool) Item {
+// next returns the next section for which want is true.
+func (r *running) next(what string, want func(*batch.Section) bool) *batch.Section {
 	r.t.Helper()
-	deadline := time.After(40 * time.Second)
+	deadline := time.After(60 * time.Second)
 	for {
 		select {
-		case items := <-r.items:
-			for _, it := range items {
-				if want(it) {
-					return it
+		case sections := <-r.out:
+			for i := range sections {
+				if want(&sections[i]) {
+					return &sections[i]
 				}
 			}
 		case <-deadline:
-			require.FailNow(r.t, "no such item came: "+what, r.log())
+			require.FailNow(r.t, "no such section came: "+what, r.log())
 		}
 	}
 }
 
-func (r *running) of(name string) Item {
+func (r *running) of(name string) *batch.Section {
 	r.t.Helper()
-	return r.next(name, func(it Item) bool { return it.Family == name })
+	return r.next(name, func(s *batch.Section) bool { return s.Family == name })
+}
+
+// eventually polls and takes what is read meanwhile, so that reading goes on.
+func (r *running) eventually(done func() bool, what string) {
+	r.t.Helper()
+	deadline := time.After(60 * time.Second)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for !done() {
+		select {
+		case <-r.out:
+		case <-tick.C:
+		case <-deadline:
+			require.FailNow(r.t, "it did not happen: "+what, r.log())
+		}
+	}
+}
+
+// table returns the values of a section's rows as texts, after having looked
+// at all that a gateway looks at.
+func table(t *testing.T, s *batch.Section) [][]string {
+	t.Helper()
+	var rows [][]string
+	require.NoError(t, s.EachRow(func(_ int, fields [][]byte) error {
+		require.Equal(t, s.ServerID[:], fields[1])
+		require.Equal(t, s.MinTime.Format(time.RFC3339Nano), batch.ValueText(catalogue.TimestampTZ, fields[0]))
+		var row []string
+		for i, c := range s.Columns {
+			v := fields[batch.LeadFields+i]
+			if v == nil {
+				row = append(row, "NULL")
+				continue
+			}
+			require.Empty(t, batch.ValueFault(c.Type, v), c.Name)
+			row = append(row, batch.ValueText(c.Type, v))
+		}
+		rows = append(rows, row)
+		return nil
+	}))
+	return rows
 }
 
 func TestEveryTypeIsReadAsItIs(t *testing.T) {
 	t.Parallel()
 	r := start(t, Config{Name: "db1", Conninfo: testdb.Empty(t)}, load(t, allTypes))
-	it := r.of("all_types")
-	require.Equal(t, "db1", it.Server)
-	require.WithinDuration(t, time.Now(), it.At, 10*time.Second)
-	require.Len(t, it.Rows, 1)
-	require.Equal(t, `[true,-2,4,-8,"9223372036854775807",1.5,1e-07,"a\"b\n€<","c0ffee00-0000-4000-8000-000000000001","2024-05-06T05:08:09.123456Z",null,null,null]`,
-		string(it.Rows[0]))
-	require.InDelta(t, 2, testutil.ToFloat64(r.metrics.values.WithLabelValues("nulled")), 0)
+	got := r.of("all_types")
+	require.Equal(t, "db1", got.Server)
+	require.Equal(t, batch.ServerID(collectorID, "db1"), got.ServerID)
+	require.WithinDuration(t, time.Now(), got.MinTime, 20*time.Second)
+	require.Equal(t, [][]string{{
+		"true", "-2", "4", "-8", "9223372036854775807", "1.5", "1e-07", `"a\"b\n€<"`, "c0ffee00-0000-4000-8000-000000000001",
+		"2024-05-06T05:08:09.123456Z", "NULL", "NULL", "NULL",
+	}}, table(t, got))
+	require.InDelta(t, 2, testutil.ToFloat64(r.metrics.fixed.WithLabelValues("db1", "all_types", "nulled")), 0)
 }
 
 func TestBuiltInFamiliesAreRead(t *testing.T) {
@@ -187,7 +233,7 @@ func TestSessionIsReadOnlyAndBounded(t *testing.T) {
 	settings := family("settings", "instance",
 		"select current_setting('application_name') || ' ' || current_setting('statement_timeout') || ' ' || current_setting('lock_timeout') || ' ' || current_setting('transaction_read_only') as datname, 1::bigint as v")
 	r := start(t, Config{Name: "db1", Conninfo: testdb.Empty(t)}, load(t, settings))
-	require.JSONEq(t, `["pganalytics-collector 5s 100ms on",1]`, string(r.of("settings").Rows[0]))
+	require.Equal(t, [][]string{{"pganalytics-collector 5s 100ms on", "1"}}, table(t, r.of("settings")))
 }
 
 func TestNoFunctionOfAStrangerIsCalled(t *testing.T) {
@@ -204,7 +250,7 @@ func TestNoFunctionOfAStrangerIsCalled(t *testing.T) {
 	path := family("path", "instance", "select current_setting('search_path') as datname, 1::bigint as v")
 	trap := family("trap", "instance", "select 'x'::text as datname, pg_stat_statements(true) as v")
 	r := start(t, Config{Name: "db1", Conninfo: url}, load(t, path, trap))
-	require.JSONEq(t, `["pg_catalog",1]`, string(r.of("path").Rows[0]))
+	require.Equal(t, [][]string{{"pg_catalog", "1"}}, table(t, r.of("path")))
 	require.Eventually(t, func() bool {
 		return testutil.ToFloat64(r.metrics.queryErrors.WithLabelValues("db1", "trap")) == 1
 	}, 20*time.Second, 10*time.Millisecond, "the family fails instead")
@@ -212,7 +258,7 @@ func TestNoFunctionOfAStrangerIsCalled(t *testing.T) {
 	execute(`create schema "Our own"`)
 	execute(`create extension pg_stat_statements schema "Our own"`)
 	r = start(t, Config{Name: "db1", Conninfo: url}, load(t, path))
-	require.JSONEq(t, `["pg_catalog, \"Our own\"",1]`, string(r.of("path").Rows[0]))
+	require.Equal(t, [][]string{{`"pg_catalog, \"Our own\""`, "1"}}, table(t, r.of("path")))
 }
 
 func TestAFailingQueryStopsNothingElse(t *testing.T) {
@@ -229,13 +275,9 @@ func TestAFailingQueryStopsNothingElse(t *testing.T) {
 	r.of("f_good")
 	r.of("d_good")
 	for _, name := range []string{"a_broken", "b_misfit", "c_slow", "e_broken"} {
-		require.Eventually(t, func() bool {
-			select { // keep it going
-			case <-r.items:
-			default:
-			}
+		r.eventually(func() bool {
 			return testutil.ToFloat64(r.metrics.queryErrors.WithLabelValues("db1", name)) >= 1
-		}, 30*time.Second, 10*time.Millisecond, name)
+		}, name)
 	}
 	r.of("d_good")
 	r.of("f_good")
@@ -254,24 +296,9 @@ func TestEveryConnectableDatabaseIsReadAndNoOther(t *testing.T) {
 		load(t, family("per_database", "database", number)))
 	seen := map[string]bool{}
 	for range 6 {
-		it := r.of("per_database")
-		var row []any
-		require.NoError(t, json.Unmarshal(it.Rows[0], &row))
-		seen[row[0].(string)] = true
+		seen[table(t, r.of("per_database"))[0][0]] = true
 	}
 	require.Equal(t, map[string]bool{name(one): true, name(two): true}, seen)
-}
-
-func TestAtMostTwoConnectionsAreOpen(t *testing.T) {
-	t.Parallel()
-	url := testdb.Empty(t)
-	count := "select current_database()::text as datname, (select count(*) from pg_stat_activity where application_name = 'pganalytics-collector' and datname = current_database())::bigint as v"
-	r := start(t, Config{Name: "db1", Conninfo: url}, load(t, family("mine", "instance", count), family("theirs", "database", number)))
-	for range 3 {
-		var row []any
-		require.NoError(t, json.Unmarshal(r.of("mine").Rows[0], &row))
-		require.LessOrEqual(t, row[1], float64(2))
-	}
 }
 
 func TestAServerThatGoesAwayIsReadAgainWhenItIsBack(t *testing.T) {
@@ -281,15 +308,15 @@ func TestAServerThatGoesAwayIsReadAgainWhenItIsBack(t *testing.T) {
 		"  - {name: datname, type: text, help: x}\n", ""), "{name: v, type: bigint, kind: gauge", "{name: is_up, type: boolean, kind: gauge")
 	instance = strings.ReplaceAll(instance, "key: [datname]\n", "")
 	r := start(t, Config{Name: "db1", Conninfo: cluster.URL()}, load(t, instance, family("per_database", "database", number)))
-	up := func(row string) func(Item) bool {
-		return func(it Item) bool { return it.Family == "pg_instance" && string(it.Rows[0]) == row }
+	up := func(value string) func(*batch.Section) bool {
+		return func(s *batch.Section) bool { return s.Family == "pg_instance" && table(t, s)[0][0] == value }
 	}
-	r.next("up", up("[true]"))
+	r.next("up", up("true"))
 	r.of("per_database")
 	cluster.Kill()
-	r.next("down", up("[false]"))
+	r.next("down", up("false"))
 	cluster.Start()
-	r.next("up again", up("[true]"))
+	r.next("up again", up("true"))
 	r.of("per_database")
 	require.Contains(t, r.log(), `msg="works again" server=db1 what="connect to the server"`)
 }
@@ -302,7 +329,7 @@ func TestNothingIsReadWhileNobodyTakesIt(t *testing.T) {
 	require.Never(t, func() bool { return rows() > 1 }, 2500*time.Millisecond, 100*time.Millisecond)
 	r.of("number")
 	r.of("number")
-	require.Positive(t, testutil.ToFloat64(r.metrics.skipped.WithLabelValues("db1", "number")))
+	require.Positive(t, testutil.ToFloat64(r.metrics.unread.WithLabelValues("db1", "number", late)))
 }
 
 func TestConninfoIsNeverShown(t *testing.T) {

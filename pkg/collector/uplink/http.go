@@ -2,6 +2,7 @@ package uplink
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -65,6 +66,7 @@ type request struct {
 	url      string
 	token    string // empty: none
 	body     []byte
+	kind     string // media type of the body; empty: JSON
 	encoding string // of the body
 }
 
@@ -77,7 +79,7 @@ func do(ctx context.Context, client *http.Client, r request, want ...int) ([]byt
 		return nil, fmt.Errorf("make request: %w", err)
 	}
 	if r.body != nil {
-		req.Header.Set("Content-Type", "application/json")
+		req.Header.Set("Content-Type", cmp.Or(r.kind, "application/json"))
 	}
 	if r.encoding != "" {
 		req.Header.Set("Content-Encoding", r.encoding)

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"time"
 
+	"pganalytics/pkg/batch/native"
 	"pganalytics/pkg/collector/spool"
 )
 
@@ -52,7 +53,7 @@ func (c *Client) attempt(ctx context.Context, body []byte, stale string) (verdic
 		return judge(err, false), ""
 	}
 	text, err := do(ctx, client, request{
-		method: http.MethodPost, url: at(url, "metrics/push"), token: token, body: body, encoding: "zstd",
+		method: http.MethodPost, url: at(url, "metrics/push"), token: token, body: body, kind: native.ContentType, encoding: "zstd",
 	}, http.StatusAccepted)
 	if err != nil {
 		return judge(err, true), token

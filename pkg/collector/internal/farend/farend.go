@@ -56,6 +56,7 @@ type Seen struct {
 // Push is one push, whatever it was answered.
 type Push struct {
 	Body     string
+	Kind     string // media type
 	Encoding string
 	Token    string
 	Serial   string // of the client's certificate
@@ -192,6 +193,7 @@ func (b *Backend) certify(w http.ResponseWriter, status int, csr string) {
 func (b *Backend) push(w http.ResponseWriter, r *http.Request, body []byte) {
 	b.seen.Pushes = append(b.seen.Pushes, Push{
 		Body:     string(body),
+		Kind:     r.Header.Get("Content-Type"),
 		Encoding: r.Header.Get("Content-Encoding"),
 		Token:    strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer "),
 		Serial:   r.TLS.PeerCertificates[0].SerialNumber.String(),
