@@ -47,20 +47,21 @@ func New(cfg Config, cat *catalogue.Catalogue, log *slog.Logger, reg prometheus.
 	}
 	cfg.setDefaults(id)
 	c := &Collector{log: log, sections: make(chan []batch.Section)}
-	read := pgread.NewMetrics(reg)
-	for _, s := range cfg.Servers {
-		s.CollectorID = id.CollectorID
-		server, err := pgread.NewServer(s, cat, log, read, c.sections)
-		if err != nil {
-			return nil, err
-		}
-		c.servers = append(c.servers, server)
-	}
 	if c.spool, err = spool.Open(cfg.Spool, log, reg); err != nil {
 		return nil, err
 	}
+	m, read := newMetrics(reg), pgread.NewMetrics(reg)
+	p := newPressure(c.spool.Stats, log, m)
+	for _, s := range cfg.Servers {
+		s.CollectorID, s.UpTo = id.CollectorID, p.upTo
+		server, err := pgread.NewServer(s, cat, log, read, c.sections)
+		if err != nil {
+			return nil, errors.Join(err, c.spool.Close())
+		}
+		c.servers = append(c.servers, server)
+	}
 	from := sender{collectorID: id.CollectorID, hostname: cfg.Hostname, version: cfg.Version, labels: cfg.labels()}
-	if c.gatherer, err = newGatherer(from, c.spool, log, newMetrics(reg)); err != nil {
+	if c.gatherer, err = newGatherer(from, c.spool, log, m); err != nil {
 		return nil, errors.Join(err, c.spool.Close())
 	}
 	c.client = uplink.NewClient(id, cfg.StateDir, reg)

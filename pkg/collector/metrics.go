@@ -9,6 +9,7 @@ type metrics struct {
 	batches  prometheus.Counter
 	paused   prometheus.Gauge
 	lostRows prometheus.Counter
+	heldBack prometheus.Gauge
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -23,6 +24,10 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		lostRows: f.NewCounter(prometheus.CounterOpts{
 			Name: "pganalytics_collector_lost_rows_total",
 			Help: "Rows collected and lost because the collector was stopped while the spool took nothing.",
+		}),
+		heldBack: f.NewGauge(prometheus.GaugeOpts{
+			Name: "pganalytics_collector_held_back_presets",
+			Help: "Presets whose own families are not read because the spool fills: 1 is exhaustive, 2 also standard.",
 		}),
 	}
 }

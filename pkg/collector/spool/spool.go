@@ -321,6 +321,7 @@ type Stats struct {
 	Unsent      int
 	UnsentBytes int64
 	DeadBytes   int64
+	MaxBytes    int64 // of both together; 0 from Inspect, which knows no configuration
 }
 
 // Inspect reads the state of the spool in dir without opening it, also beside
@@ -337,7 +338,7 @@ func Inspect(dir string) (Stats, error) {
 func (s *Spool) Stats() Stats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return Stats{Last: s.last, Unsent: s.unsent, UnsentBytes: s.unsentBytes, DeadBytes: s.deadBytes}
+	return Stats{Last: s.last, Unsent: s.unsent, UnsentBytes: s.unsentBytes, DeadBytes: s.deadBytes, MaxBytes: s.cfg.MaxBytes}
 }
 
 // Close ends the use of the directory. Unsent batches stay in it.
