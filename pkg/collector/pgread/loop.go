@@ -46,7 +46,11 @@ func (s *Server) runInstance(ctx context.Context) {
 		if due == nil {
 			return
 		}
-		if conn == nil || conn.IsClosed() {
+		if conn != nil && conn.IsClosed() {
+			hangUp(conn)
+			conn = nil
+		}
+		if conn == nil {
 			conn = s.reach(ctx, link, tasks)
 		}
 		if conn == nil {
@@ -88,11 +92,7 @@ func (s *Server) connectAs(ctx context.Context, database string, tasks []*task) 
 		hangUp(conn)
 		return nil, err
 	}
-	if major > catalogue.NewestServer && s.newer.Swap(int32(major)) != int32(major) {
-		s.log.Warn("the server is newer than the catalogue; the queries for the newest known version are used",
-			"version", major, "newest_known", catalogue.NewestServer)
-	}
-	prepare(tasks, major)
+	s.choose(tasks, major)
 	return conn, nil
 }
 

@@ -107,11 +107,7 @@ func (s *Server) look(ctx context.Context, conn *pgconn.PgConn, t *task) (*Off, 
 	case needs.Function != "" && !there.executable:
 		return &Off{NoPrivilege, needs.Function}, nil
 	}
-	// The extension may have come after the connection.
-	if _, err := conn.Exec(ctx, searchPathSQL).ReadAll(); err != nil {
-		return nil, fmt.Errorf("set search_path: %w", err)
-	}
-	return nil, nil
+	return nil, prepare(ctx, conn) // the extension may have come after the connection
 }
 
 // onlyTexts reports whether a dimension has nothing but query texts.

@@ -98,8 +98,13 @@ func (s *Server) wait(ctx context.Context, tasks []*task) []*task {
 	return due
 }
 
-// prepare chooses the queries for a server's version.
-func prepare(tasks []*task, major int) {
+// choose chooses the queries for a server's version. One that nobody knows yet
+// gets the newest.
+func (s *Server) choose(tasks []*task, major int) {
+	if major > catalogue.NewestServer && s.newer.Swap(int32(major)) != int32(major) {
+		s.log.Warn("the server is newer than the catalogue; the queries for the newest known version are used",
+			"version", major, "newest_known", catalogue.NewestServer)
+	}
 	for _, t := range tasks {
 		t.query, _ = t.family.Query(major)
 	}

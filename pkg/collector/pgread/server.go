@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"path"
@@ -23,6 +24,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgconn/ctxwatch"
+	"github.com/jackc/pgx/v5/pgproto3"
 
 	"pganalytics/pkg/batch"
 	"pganalytics/pkg/catalogue"
@@ -222,11 +224,26 @@ func (s *Server) connect(ctx context.Context, database string) (*pgconn.PgConn, 
 	if err != nil {
 		return nil, fmt.Errorf("connect: %w", err)
 	}
-	if _, err := conn.Exec(ctx, searchPathSQL).ReadAll(); err != nil {
+	if err := prepare(ctx, conn); err != nil {
 		hangUp(conn)
-		return nil, fmt.Errorf("set search_path: %w", err)
+		return nil, err
 	}
 	return conn, nil
+}
+
+// prepare makes the settings of a session that depend on the database.
+func prepare(ctx context.Context, conn *pgconn.PgConn) error {
+	if _, err := conn.Exec(ctx, searchPathSQL).ReadAll(); err != nil {
+		return fmt.Errorf("set search_path: %w", err)
+	}
+	// Texts of such a database may be anything. To a client of another encoding
+	// the server would refuse every result with one that is not valid there.
+	if conn.ParameterStatus("server_encoding") == "SQL_ASCII" {
+		if _, err := conn.Exec(ctx, "set client_encoding = 'SQL_ASCII'").ReadAll(); err != nil {
+			return fmt.Errorf("set client_encoding: %w", err)
+		}
+	}
+	return nil
 }
 
 // searchPathSQL leaves the system's schema and, for the names that only an
@@ -239,11 +256,26 @@ select pg_catalog.set_config('search_path', pg_catalog.concat_ws(', ', 'pg_catal
           join pg_catalog.pg_namespace n on n.oid operator(pg_catalog.=) e.extnamespace
          where e.extname operator(pg_catalog.=) 'pg_stat_statements')), false)`
 
-// hangUp closes a connection without waiting long for the server.
+// hangUp closes a connection and waits, not for long, until the server has
+// ended the session: only then another one does not come on top of it.
 func hangUp(conn *pgconn.PgConn) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	_ = conn.Close(ctx)
+	link, err := conn.Hijack()
+	if err != nil { // it is closed, or in the middle of something
+		ctx, cancel := context.WithTimeout(context.Background(), cancelTime)
+		defer cancel()
+		_ = conn.Close(ctx)
+		select {
+		case <-conn.CleanupDone():
+		case <-ctx.Done():
+		}
+		return
+	}
+	defer func() { _ = link.Conn.Close() }()
+	_ = link.Conn.SetDeadline(time.Now().Add(cancelTime))
+	link.Frontend.Send(&pgproto3.Terminate{})
+	if link.Frontend.Flush() == nil {
+		_, _ = io.Copy(io.Discard, link.Conn) // up to its end
+	}
 }
 
 const databasesSQL = `

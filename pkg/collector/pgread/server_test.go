@@ -76,7 +76,7 @@ queries:
 
 const number = "select current_database()::text as datname, 7::bigint as v"
 
-func load(t *testing.T, files ...string) *catalogue.Catalogue {
+func load(t testing.TB, files ...string) *catalogue.Catalogue {
 	t.Helper()
 	fsys := fstest.MapFS{}
 	for _, text := range files {
