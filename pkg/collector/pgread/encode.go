@@ -129,73 +129,61 @@ func (e *encoder) assign(field pgconn.FieldDescription, from int) error {
 	return errors.New("is unknown")
 }
 
-// add appends a row, or drops it and counts why.
+// add appends a row, or leaves it out and counts why.
 func (e *encoder) add(values [][]byte) error {
 	if e.total >= 0 && values[e.total] != nil {
 		e.res.total = int64(binary.BigEndian.Uint64(values[e.total]))
 	}
-	begin := len(e.res.tuples)
-	e.res.tuples = append(e.res.tuples, e.head...)
-	keyBytes := 0
+	begin, keyBytes := len(e.res.tuples), 0
+	dst := append(e.res.tuples, e.head...)
 	for i := range e.columns {
 		c := &e.columns[i]
-		e.starts[i] = len(e.res.tuples)
-		if err := e.field(c, values[c.from]); err != nil {
+		e.starts[i] = len(dst)
+		var err error
+		if dst, err = e.field(dst, c, values[c.from]); err != nil {
 			return err
 		}
 		if !c.key {
 			continue
 		}
-		n := int(int32(binary.BigEndian.Uint32(e.res.tuples[e.starts[i]:])))
+		n := int(int32(binary.BigEndian.Uint32(dst[e.starts[i]:])))
 		if n < 0 {
-			return e.drop(begin, keyless)
+			e.res.fixed[keyless]++
+			return nil
 		}
 		if c.Type == catalogue.Text {
 			keyBytes += n
 		}
 	}
-	end := len(e.res.tuples)
-	if keyBytes > maxKeyBytes || end-begin > maxRowBytes {
-		return e.drop(begin, oversized)
+	if keyBytes > maxKeyBytes || len(dst)-begin > maxRowBytes {
+		e.res.fixed[oversized]++
+		return nil
 	}
-	e.starts[len(e.columns)] = end
+	e.starts[len(e.columns)] = len(dst)
 	if e.known != nil {
-		e.res.ids = append(e.res.ids, e.known(e.res.tuples, e.starts))
+		e.res.ids = append(e.res.ids, e.known(dst, e.starts))
 	}
-	e.res.ends = append(e.res.ends, end)
-	return nil
-}
-
-func (e *encoder) drop(begin int, why fix) error {
-	e.res.tuples = e.res.tuples[:begin]
-	e.res.fixed[why]++
+	e.res.tuples, e.res.ends = dst, append(e.res.ends, len(dst))
 	return nil
 }
 
 // field appends one value, nil for NULL.
-func (e *encoder) field(c *column, v []byte) error {
-	dst := e.res.tuples
+func (e *encoder) field(dst []byte, c *column, v []byte) ([]byte, error) {
 	switch {
 	case v == nil, c.QueryText && e.texts == TextOff:
-		e.res.tuples = batch.AppendNull(dst)
-		return nil
+		return batch.AppendNull(dst), nil
 	case c.Type == catalogue.Text:
-		e.res.tuples = e.text(c, dst, v)
-		return nil
-	}
-	if size := c.Type.Size(); len(v) != size {
-		return fmt.Errorf("%w: column %q of type %s has %d bytes, not %d", errShape, c.Name, c.Type, len(v), size)
-	}
-	if batch.ValueFault(c.Type, v) != "" {
+		return e.text(dst, c, v), nil
+	case len(v) != c.Type.Size():
+		return nil, fmt.Errorf("%w: column %q of type %s has %d bytes, not %d", errShape, c.Name, c.Type, len(v), c.Type.Size())
+	case batch.ValueFault(c.Type, v) != "":
 		e.res.fixed[nulled]++
-		e.res.tuples = batch.AppendNull(dst)
-		return nil
+		return batch.AppendNull(dst), nil
 	}
-	e.res.tuples = batch.AppendText(dst, v)
-	return nil
+	return batch.AppendText(dst, v), nil
 }
 
-func (e *encoder) text(c *column, dst, v []byte) []byte {
+func (e *encoder) text(dst []byte, c *column, v []byte) []byte {
 	if !utf8.Valid(v) || bytes.IndexByte(v, 0) >= 0 {
 		e.res.fixed[repaired]++
 		v = []byte(strings.ReplaceAll(strings.ToValidUTF8(string(v), "\uFFFD"), "\x00", ""))
