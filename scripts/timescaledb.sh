@@ -11,6 +11,7 @@ usage() {
   cat <<'USAGE'
 usage: scripts/timescaledb.sh COMMAND
   install         unpack the packages into TSDB_ROOT, once
+  bin             the same, and print the folder of PostgreSQL's programs
   start           start the server in TSDB_HOME (made at the first start) and print its URL
   url             print the URL of the server in TSDB_HOME
   stop [MODE]     stop it; MODE is smart, fast (default) or immediate
@@ -28,6 +29,7 @@ USAGE
 }
 
 die() { echo "timescaledb.sh: $*" >&2; exit 1; }
+. "$(dirname "$(readlink -f "$0")")/debian.sh"
 
 uid=$(id -u)
 cache=${XDG_CACHE_HOME:-/var/tmp}
@@ -78,13 +80,9 @@ install() {
     command -v "$tool" >/dev/null || die "missing program: $tool (package util-linux)"
   done
   [ ! -d "$unpacked" ] || return 0
-  for tool in apt-get dpkg-deb; do
-    command -v "$tool" >/dev/null ||
-      die "missing program: $tool; on a host that is neither Debian nor Ubuntu give the URL of a PostgreSQL 17 with TimescaleDB 2.19 or later instead (TEST_DATABASE_URL for tests, DATABASE_URL for the demo)"
-  done
-  [ -e /usr/share/zoneinfo/UTC ] || die "missing package: tzdata"
-  keyring=/usr/share/keyrings/debian-archive-keyring.gpg
-  [ -f "$keyring" ] || die "missing package: debian-archive-keyring"
+  command -v apt-get >/dev/null ||
+    die "missing program: apt-get; on a host that is neither Debian nor Ubuntu give the URL of a PostgreSQL 17 with TimescaleDB 2.19 or later instead (TEST_DATABASE_URL for tests, DATABASE_URL for the demo)"
+  debian_needs
   lock_root
   if [ ! -d "$unpacked" ]; then # nobody else was faster
     rm -rf "$root"/new.*
@@ -92,58 +90,13 @@ install() {
     new=$(mktemp -d "$root/new.XXXXXX")
     chmod 755 "$new"
     echo "timescaledb.sh: unpacking PostgreSQL 17 with TimescaleDB into $unpacked (once, 250 MB)" >&2
-    download "$new"
-    unpack "$new"
-    rm -rf "$new/apt" "$new/debs"
+    debian_lists "$new" "${TSDB_MIRROR:-}" "$dist"
+    # shellcheck disable=SC2046,SC2086 # a list of words
+    debian_download "$new" $(printf "%s/$dist " $packages)
+    debian_unpack "$new" "$unpacked" "${bin#"$unpacked/"}" postgres initdb pg_ctl
     mv "$new" "$unpacked" # a folder of this name is always whole
   fi
   unlock_root
-}
-
-download() { # into $1/debs
-  local apt=$1/apt mirror ok=
-  mkdir -p "$1/debs" "$apt/lists" "$apt/cache/archives/partial"
-  cat >"$apt/conf" <<CONF
-Dir::Etc::SourceList "$apt/sources.list"; Dir::Etc::SourceParts "/dev/null";
-Dir::Etc::Preferences "/dev/null"; Dir::Etc::PreferencesParts "/dev/null";
-Dir::State::Lists "$apt/lists"; Dir::Cache "$apt/cache";
-APT::Sandbox::User ""; APT::Install-Recommends "false"; APT::Update::Error-Mode "any";
-Acquire::Languages "none"; Acquire::Retries "3"; Acquire::http::Timeout "30"; Acquire::https::Timeout "30";
-Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
-Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled "false";
-#clear APT::Update::Post-Invoke; #clear APT::Update::Post-Invoke-Success; #clear DPkg::Post-Invoke;
-CONF
-  for mirror in ${TSDB_MIRROR:-$(mirrors)}; do
-    echo "deb [signed-by=$keyring] $mirror $dist main" >"$apt/sources.list"
-    apt-get -qq -c "$apt/conf" update >"$apt/log" 2>&1 && ok=1 && break
-  done
-  # shellcheck disable=SC2086 # a list of words
-  [ -n "$ok" ] && (cd "$1/debs" && apt-get -qq -c "$apt/conf" download $(printf "%s/$dist " $packages)) >"$apt/log" 2>&1 ||
-    die "cannot fetch packages of Debian $dist from ${mirror:-a mirror, for this host names none: set TSDB_MIRROR}; is there a network? $(grep '^E:' "$apt/log" | head -n 1)"
-}
-
-# The host's own mirrors first (the nearest, and the ones that its proxy allows); some are not Debian's at all.
-mirrors() {
-  apt-get indextargets --format '$(COMPONENT) $(REPO_URI)' 2>/dev/null |
-    awk '$1 == "main" && $2 ~ "/debian/*$" && !seen[$2]++ { print $2 }' || :
-}
-
-unpack() { # $1/debs into $1
-  local deb loader libs program
-  for deb in "$1"/debs/*.deb; do
-    dpkg-deb --fsys-tarfile "$deb" | tar -x -C "$1" --no-same-owner --exclude='./usr/share/doc/*' --exclude='./usr/share/man/*' \
-      --exclude='./usr/share/locale/*' --exclude='*/bitcode/*' --exclude='*llvmjit*' --exclude='*/gconv/*' --exclude='*/timescaledb--*--*.sql' ||
-      die "cannot unpack ${deb##*/} into $1: is the disk full?"
-  done
-  loader=$(find "$1" -type f -name 'ld-linux-*.so.*' | head -n 1)
-  libs=$(dirname "$(find "$1" -type f -name libc.so.6 | head -n 1)")
-  for program in postgres initdb pg_ctl; do # each by the private loader and libc, under its final path
-    local path=$1${bin#"$unpacked"}/$program
-    mv "$path" "$path.bin"
-    printf '#!/bin/sh\nexec "%s" --argv0 "%s" --library-path "%s" "%s" "$@"\n' \
-      "$unpacked${loader#"$1"}" "$bin/$program" "$unpacked${libs#"$1"}" "$bin/$program.bin" >"$path"
-    chmod 755 "$path"
-  done
 }
 
 init() {
@@ -327,6 +280,7 @@ command=${1:-}
 [ $# = 0 ] || shift
 case $command in
   install) install ;;
+  bin) install && echo "$bin" ;;
   start) install && lock_home && start && url ;;
   url) url ;;
   stop) [ ! -d "$home" ] || { lock_home && stop "${1:-fast}"; } ;;
