@@ -6,6 +6,8 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 GO ?= go
 # Tests run on the server of TEST_DATABASE_URL, all else on that of DATABASE_URL; without one, on a throwaway server.
 RUN := scripts/timescaledb.sh run --
+# Servers of every version to watch in tests, unpacked once.
+SERVERS := TEST_POSTGRES_ROOT=$${TEST_POSTGRES_ROOT:-$$(scripts/postgres.sh fetch)}; export TEST_POSTGRES_ROOT
 # Each test binary has servers and pools of its own, so their number is bounded, not only that of the cores.
 JOBS := $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
 TESTFLAGS ?=
@@ -36,7 +38,7 @@ test: check-generated vet lint test-go ## Run all checks and tests. TEST_DATABAS
 
 .PHONY: test-go
 test-go: go ## Run the Go tests alone. TESTFLAGS: more flags for go test.
-	@CI=true exec $(if $(TEST_DATABASE_URL),,$(RUN)) \
+	@$(SERVERS); CI=true exec $(if $(TEST_DATABASE_URL),,$(RUN)) \
 		$(GO) test -race -count=1 -p $(JOBS) -parallel 4 -timeout 10m $(TESTFLAGS) ./...
 
 .PHONY: chaos

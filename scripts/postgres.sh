@@ -10,8 +10,8 @@ usage() {
   cat <<'USAGE'
 usage: scripts/postgres.sh COMMAND
   fetch [MAJOR...]   unpack these versions, else all, and print POSTGRES_ROOT: the programs of a version are in
-                     POSTGRES_ROOT/MAJOR/bin. That is what tests expect in TEST_POSTGRES_ROOT.
-  list               print the versions that can be had on this kind of machine
+                     POSTGRES_ROOT/MAJOR/bin, or why there are none in POSTGRES_ROOT/MAJOR/missing. That is
+                     what tests expect in TEST_POSTGRES_ROOT.
   uninstall          delete POSTGRES_ROOT
 environment:
   POSTGRES_ROOT  Defaults to $XDG_CACHE_HOME/pganalytics-postgres-<uid>, and to /var/tmp/… when that is unset or for root,
@@ -23,8 +23,8 @@ where they come from (download, unpacked):
                   against the hashes in this script; their own scripts are not run. arm64 has no 13 and 14.
                   (23 MB, 60 MB each)
   17              scripts/timescaledb.sh, without loading TimescaleDB (nothing)
-  19              Debian's experimental or unstable, with its libraries, as long as one of them has it: a fetch of all
-                  versions only warns where it is not to be had. (34 MB and the lists of packages, 103 MB)
+  19              Debian's experimental or unstable, with its libraries, as long as one of them has it. A fetch of all
+                  versions goes on without. (34 MB and the lists of packages, 103 MB)
 USAGE
 }
 
@@ -70,32 +70,38 @@ lock_root() {
   flock 8
 }
 
-list() { { pinned "$machine" | sed 's/\..*//'; echo 17; echo 19; } | sort -n; }
-
 fetch() { # [MAJOR...]
   local major
   command -v flock >/dev/null || die "missing program: flock (package util-linux)"
-  for major in "$@"; do
-    list | grep -qx "$major" || die "there is no PostgreSQL $major for $machine: one of $(list | tr '\n' ' ')"
-  done
   lock_root
   trap 'rm -rf "$root"/new.*' EXIT
-  for major in ${@:-$(list)}; do
+  for major in ${@:-13 14 15 16 17 18 19}; do
     case $major in
       17) link 17 "$("$scripts/timescaledb.sh" bin 8>&-)" ;;
-      19)
-        [ -e "$root/19/bin" ] || (prerelease) ||
-          { [ $# = 0 ] && echo "postgres.sh: going on without PostgreSQL 19" >&2; }
+      19) [ -e "$root/19/bin" ] || (prerelease) || missing 19 "Debian does not have it at present, or not on this host" "$@" ;;
+      *)
+        if pinned "$machine" | grep -q "^$major\."; then
+          released "$major"
+        else
+          missing "$major" "there is no package for $machine" "$@"
+        fi
         ;;
-      *) released "$major" ;;
     esac
   done
   echo "$root"
 }
 
+missing() { # MAJOR REASON [ASKED-FOR...]
+  [ $# = 2 ] || die "PostgreSQL $1: $2"
+  echo "postgres.sh: going on without PostgreSQL $1: $2" >&2
+  mkdir -p "$root/$1"
+  echo "$2" >"$root/$1/missing"
+}
+
 # Switched at once and only to a whole folder; the former one stays, under servers that still run.
 link() { # MAJOR BIN
   mkdir -p "$root/$1"
+  rm -f "$root/$1/missing"
   ln -sfn "$2" "$root/$1/bin.new"
   mv -T "$root/$1/bin.new" "$root/$1/bin"
 }
@@ -146,7 +152,6 @@ command=${1:-}
 [ $# = 0 ] || shift
 case $command in
   fetch) fetch "$@" ;;
-  list) list ;;
   uninstall) [ ! -d "$root" ] || { lock_root && rm -rf "$root"; } ;;
   help | -h | --help) usage ;;
   *) usage >&2; exit 2 ;;
