@@ -175,16 +175,7 @@ func (s *Server) Block() Blocking {
 	_, err := holder.Exec(context.Background(), "begin; update accounts set balance = balance where id = 3")
 	must(s.tb, err)
 	b := Blocking{Blocked: int(waiter.PgConn().PID()), Blocking: int(holder.PgConn().PID())}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		_, _ = waiter.Exec(ctx, "update accounts set balance = balance where id = 3") // ends by cancel, or with the server
-	}()
-	s.tb.Cleanup(func() {
-		cancel()
-		<-done
-	})
+	s.background(waiter, "update accounts set balance = balance where id = 3")
 	s.eventually("one session waits for the other", func() bool {
 		return Value[bool](s, "postgres", "select $1::int = any(pg_blocking_pids($2))", b.Blocking, b.Blocked)
 	})
@@ -201,6 +192,32 @@ func (s *Server) Linger(database string, statements ...string) int {
 		must(s.tb, err)
 	}
 	return int(conn.PgConn().PID())
+}
+
+// Toil vacuums a table of Shop as slowly as can be, until the test ends, and returns when it has begun.
+func (s *Server) Toil() {
+	s.tb.Helper()
+	conn := s.Connect(Shop)
+	_, err := conn.Exec(context.Background(), "set vacuum_cost_delay = 100; set vacuum_cost_limit = 1")
+	must(s.tb, err)
+	s.background(conn, "vacuum (freeze, disable_page_skipping) accounts")
+	s.eventually("the vacuum runs", func() bool {
+		return Value[bool](s, "postgres", "select exists (select from pg_stat_progress_vacuum)")
+	})
+}
+
+// background runs a statement that the end of the test cancels, unless the server ends it before.
+func (s *Server) background(conn *pgx.Conn, statement string) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_, _ = conn.Exec(ctx, statement)
+	}()
+	s.tb.Cleanup(func() {
+		cancel()
+		<-done
+	})
 }
 
 // Crowd opens sessions of a role until the server refuses one more, and returns what closes them.

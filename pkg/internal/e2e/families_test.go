@@ -1,0 +1,129 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"pganalytics/pkg/internal/testpg"
+)
+
+// rowless are the families that this test cannot bring a collector to send rows
+// of, and why. A family that is added must have rows here or a reason.
+var rowless = map[string]string{
+	"pg_long_running": "it has rows after a minute only, for which WATCH=all waits",
+	"pg_log_summary":  "the collector must be told where log files lie",
+}
+
+// Names of the servers of a version.
+const (
+	primary = "primary"
+	standby = "standby"
+)
+
+// From the views of a busy server and its standby, through the collector's
+// program, gateway, stream and ingester, to the tables.
+func TestEveryFamilyOfAVersionIsStoredWithItsValues(t *testing.T) {
+	t.Parallel()
+	for _, major := range versions() {
+		t.Run(fmt.Sprint(major), func(t *testing.T) {
+			t.Parallel()
+			w := newWatch(t)
+			b := w.busy(major)
+			w.collect(map[string]*testpg.Server{primary: b.Server, standby: b.standby}, "")
+			w.everyFamilyIsStored(major)
+			w.valuesAreTheServers(b)
+			require.Contains(t, string(w.command("pganalytics", "stream", "status", "--data-dir", w.data(), "--output", "json")),
+				`"dead_letters":0`)
+		})
+	}
+}
+
+func (w *watch) everyFamilyIsStored(major int) {
+	w.t.Helper()
+	var lacking []string
+	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); time.Sleep(200 * time.Millisecond) {
+		lacking = slices.DeleteFunc(w.lacking(major, primary, standby), func(name string) bool {
+			return rowless[name] != "" && (name != "pg_long_running" || os.Getenv("WATCH") != "all")
+		})
+		if len(lacking) == 0 {
+			return
+		}
+	}
+	require.Empty(w.t, lacking, "families without rows")
+}
+
+// busyServer has a standby and something of everything that families tell of.
+type busyServer struct {
+	*testpg.Server
+	standby  *testpg.Server
+	blocking testpg.Blocking
+}
+
+func (w *watch) busy(major int) *busyServer {
+	w.t.Helper()
+	b := &busyServer{Server: testpg.Start(w.t, major)}
+	b.Furnish()
+	w.prepare(b.Server, "postgres", testpg.Shop, testpg.Books)
+	b.standby = b.Standby("second")
+	b.Linger(testpg.Shop)
+	b.Work()
+	b.Deadlock()
+	b.blocking = b.Block()
+	b.Toil()
+	return b
+}
+
+// valuesAreTheServers compares what is stored with what the server itself says.
+func (w *watch) valuesAreTheServers(b *busyServer) {
+	w.t.Helper()
+	w.counterLiesBetweenDirectReadings(b)
+	w.sees("the instance", primary, "pg_instance",
+		"bool_or(is_up and version_num = $2 and postmaster_start_time = $3 and not in_recovery and max_connections = 100) from f",
+		testpg.Value[int](b.Server, "postgres", "select current_setting('server_version_num')::int"),
+		testpg.Value[time.Time](b.Server, "postgres", "select pg_postmaster_start_time()"))
+	w.sees("the standby", standby, "pg_instance", "bool_and(in_recovery) from f where is_up")
+	w.sees("the deadlock", primary, "pg_stat_database", "max(deadlocks) = 1 from f where datname = $2", testpg.Shop)
+	w.sees("a table's size", primary, "pg_stat_user_tables",
+		"bool_or(table_bytes >= $2 and total_bytes = $3) from f where datname = 'books' and relname = 'books'",
+		testpg.Value[int64](b.Server, testpg.Books, "select pg_relation_size('books')"),
+		testpg.Value[int64](b.Server, testpg.Books, "select pg_total_relation_size('books')"))
+	w.sees("a setting", primary, "pg_settings", "count(*) = 1 from f where name = 'max_wal_senders' and setting = '8'")
+	b.Exec("postgres", "alter system set work_mem = '5MB'", "select pg_reload_conf()")
+	w.sees("a setting that changed", primary, "pg_settings", "count(distinct setting) = 2 from f where name = 'work_mem' and setting in ('4096', '5120')")
+	w.sees("a statement with its text", primary, "pg_stat_statements",
+		`count(*) > 0 from f join metrics.pg_stat_statements_text x using (server_id, datname, queryid)
+		where datname = 'books' and f.username = 'postgres' and f.calls > 0 and x.query = 'select title from books where id = $1'`)
+	w.sees("both slots", primary, "pg_replication_slots",
+		"array_agg(distinct slot_name) = '{second,unread}' and bool_and(active = (slot_name = 'second')) from f")
+	w.sees("who waits for whom", primary, "pg_blocking",
+		"bool_or(blocked_pid = $2 and blocking_pid = $3 and blocked_query not like '%3%') from f", b.blocking.Blocked, b.blocking.Blocking)
+	w.sees("the standby from the primary", primary, "pg_stat_replication", "bool_and(application_name = 'second' and state = 'streaming') from f")
+	w.sees("the primary from the standby", standby, "pg_standby", "bool_or(status = 'streaming' and slot_name = 'second') from f")
+	w.sees("a sequence", primary, "pg_sequences",
+		"bool_or(last_value between 1 and $2) from f where sequencename = 'tickets'",
+		testpg.Value[int64](b.Server, testpg.Shop, "select last_value from tickets"))
+}
+
+// counterLiesBetweenDirectReadings reads a counter that grows before and after
+// the collector does.
+func (w *watch) counterLiesBetweenDirectReadings(b *busyServer) {
+	w.t.Helper()
+	read := func() int64 {
+		return testpg.Value[int64](b.Server, testpg.Shop, "select xact_commit from pg_stat_database where datname = current_database()")
+	}
+	low, begin := read(), now()
+	var value int64
+	w.eventually("a reading in between", func() (ok bool) {
+		value, ok = stored[int64](w, primary, "pg_stat_database", "select xact_commit from f where datname = 'shop' and time > $2 order by time", begin)
+		return ok
+	})
+	high := read()
+	require.GreaterOrEqual(w.t, value, low)
+	require.LessOrEqual(w.t, value, high)
+	require.Greater(w.t, high, low, "the counter stands still")
+}

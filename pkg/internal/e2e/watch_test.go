@@ -1,0 +1,165 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"pganalytics/pkg/catalogue"
+	"pganalytics/pkg/internal/testdb"
+	"pganalytics/pkg/internal/testpg"
+)
+
+// watcher is the role of the collector on the servers that it watches. It has
+// pg_monitor and may connect; that is all.
+const watcher = "watcher"
+
+// watch is a system whose collector watches servers of the test.
+type watch struct {
+	*system
+	catalogue *catalogue.Catalogue
+	conn      *pgx.Conn // of the database where the rows come to
+}
+
+// versions are the major versions to watch: the oldest and the newest, all with
+// WATCH=all.
+func versions() []int {
+	if os.Getenv("WATCH") != "all" {
+		return []int{catalogue.OldestServer, catalogue.NewestServer - 1}
+	}
+	var all []int
+	for major := catalogue.OldestServer; major <= catalogue.NewestServer; major++ {
+		all = append(all, major)
+	}
+	return all
+}
+
+// newWatch makes a system that runs, but for the collector.
+func newWatch(t *testing.T) *watch {
+	t.Helper()
+	c, err := catalogue.Default()
+	require.NoError(t, err)
+	w := &watch{system: newSystem(t, testdb.New(t)), catalogue: c}
+	w.startServe()
+	w.enrol("watching", w.state())
+	w.conn, err = pgx.Connect(t.Context(), w.db)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = w.conn.Close(context.Background()) })
+	return w
+}
+
+// prepare does on a server what an administrator does before it is watched.
+func (w *watch) prepare(s *testpg.Server, databases ...string) {
+	w.t.Helper()
+	s.Exec("postgres", "create role "+watcher+" login in role pg_monitor")
+	for _, database := range databases {
+		s.Exec(database, "create extension if not exists pg_stat_statements")
+		for _, f := range w.catalogue.Families() {
+			if f.Setup != "" {
+				s.Exec(database, f.Setup)
+			}
+		}
+	}
+}
+
+// collect starts the collector. It reads every family of the catalogue and of
+// the folder more, if any, once a second.
+func (w *watch) collect(servers map[string]*testpg.Server, more string) {
+	w.t.Helper()
+	var yaml strings.Builder
+	yaml.WriteString("statement_timeout: 2s\nservers:\n")
+	for name, s := range servers {
+		fmt.Fprintf(&yaml, "  - {name: %s, conninfo: %q}\n", name, s.URLAs(watcher, "postgres"))
+	}
+	yaml.WriteString(w.everySecond(more))
+	config := filepath.Join(w.dir, "collector.yaml")
+	require.NoError(w.t, os.WriteFile(config, []byte(yaml.String()), 0o600))
+	args := []string{"run", "--state-dir", w.state(), "--config", config, "--admin-listen", "127.0.0.1:0"}
+	if more != "" {
+		args = append(args, "--catalogue-dir", more)
+	}
+	w.collector = w.run("collector", args...)
+}
+
+// everySecond is the part of the configuration that says what is read.
+func (w *watch) everySecond(more string) string {
+	var yaml strings.Builder
+	yaml.WriteString("intervals:\n")
+	for _, f := range w.catalogue.Families() {
+		fmt.Fprintf(&yaml, "  %s: 1s\n", f.Name)
+	}
+	if more != "" {
+		files, err := filepath.Glob(filepath.Join(more, "*.yaml"))
+		require.NoError(w.t, err)
+		for _, file := range files {
+			fmt.Fprintf(&yaml, "  %s: 1s\n", strings.TrimSuffix(filepath.Base(file), ".yaml"))
+		}
+	}
+	return yaml.String()
+}
+
+// stored reads one value of the rows of a family from a server. The query sees
+// them as the table f, with the parameters from $2 on; false means no row.
+func stored[T any](w *watch, server, family, query string, args ...any) (v T, ok bool) {
+	w.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	rows, err := w.conn.Query(ctx, `with f as (select * from metrics.`+family+`
+		where server_id in (select server_id from metrics.server where name = $1)) `+query, append([]any{server}, args...)...)
+	require.NoError(w.t, err, query)
+	all, err := pgx.CollectRows(rows, pgx.RowTo[T])
+	require.NoError(w.t, err, query)
+	if len(all) == 0 {
+		return v, false
+	}
+	return all[0], true
+}
+
+// sees waits until a condition over the rows of a family from a server is true.
+func (w *watch) sees(what, server, family, condition string, args ...any) {
+	w.t.Helper()
+	if _, ok := w.catalogue.Family(family); !ok {
+		w.t.Logf("not compared: %s, for there is no family %s", what, family)
+		return
+	}
+	w.eventually(what, func() bool {
+		is, ok := stored[*bool](w, server, family, "select "+condition, args...)
+		return ok && is != nil && *is
+	})
+}
+
+// goesOn waits for rows of a family that were read after now.
+func (w *watch) goesOn(server, family string) {
+	w.t.Helper()
+	w.sees(family+" of "+server+" goes on", server, family, "exists (select from f where time > $2)", now())
+}
+
+// now is the time as the database stores it.
+func now() time.Time { return time.Now().UTC().Truncate(time.Microsecond) }
+
+// lacking returns the families that have rows from none of the servers, though
+// there is a query for their version.
+func (w *watch) lacking(major int, servers ...string) []string {
+	w.t.Helper()
+	var names []string
+	for _, f := range w.catalogue.Families() {
+		if _, ok := f.Query(major); !ok && len(f.Queries) > 0 {
+			continue
+		}
+		if !slices.ContainsFunc(servers, func(server string) bool {
+			n, _ := stored[int](w, server, f.Name, "select 1 from f limit 1")
+			return n == 1
+		}) {
+			names = append(names, f.Name)
+		}
+	}
+	return names
+}
