@@ -140,9 +140,14 @@ func Shared(tb testing.TB, major int) *Server {
 	if shared.server == nil {
 		shared.server = Start(&binary{TB: tb}, major)
 	}
-	s := *shared.server
-	s.tb = tb
-	return &s
+	return shared.server.For(tb)
+}
+
+// For returns the server for a part of the test: what a call starts ends with that part, and what fails fails there.
+func (s *Server) For(tb testing.TB) *Server {
+	part := *s
+	part.tb = tb
+	return &part
 }
 
 // binary is a test that ends when its process does.
