@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -105,6 +106,9 @@ func withStatements(t *testing.T, conn *pgx.Conn) {
 	execute(t, conn, "create extension if not exists pg_stat_statements")
 }
 
+// eventful families have rows only while something happens.
+var eventful = []string{"pg_replication_slots", "pg_standby", "pg_stat_replication"}
+
 func TestEveryQueryAnswersItsFamilysColumnsToAMonitoringRole(t *testing.T) {
 	t.Parallel()
 	c, err := catalogue.Default()
@@ -129,7 +133,8 @@ func TestEveryQueryAnswersItsFamilysColumnsToAMonitoringRole(t *testing.T) {
 				if strings.HasPrefix(f.Name, "pg_stat_statements") {
 					withStatements(t, connect(t, databaseURL))
 				}
-				require.NotEmpty(t, read(t, conn, f))
+				rows := read(t, conn, f)
+				require.True(t, len(rows) > 0 || slices.Contains(eventful, f.Name))
 			})
 		}
 	})
