@@ -284,3 +284,73 @@ func TestTextsOfOtherEncodingsAreReadAndLongOnesCut(t *testing.T) {
 		require.NotEmpty(t, read(t, conn, family(t, "pg_stat_statements")))
 	})
 }
+
+func TestActivityIsCountedWithoutTheCollectorsOwnSessions(t *testing.T) {
+	t.Parallel()
+	f := family(t, "pg_stat_activity_summary")
+	onEachVersion(t, func(t *testing.T, major int) {
+		s := testpg.Start(t, major)
+		began := time.Now()
+		for range 9 {
+			execute(t, open(t, s, "worker").Conn, "begin", "select 1")
+		}
+		execute(t, open(t, s, "pganalytics-collector").Conn, "begin", "select 1")
+		conn := monitor(t, s.URL("postgres"))
+		r := eventually(t, conn, f, "all wait for their clients", func(r row) bool {
+			return r["state"] == "idle in transaction" && r["count"] == int64(9)
+		})
+		require.Equal(t, "postgres", r["datname"])
+		require.Equal(t, "Client", r["wait_event_type"])
+		require.Equal(t, "ClientRead", r["wait_event"])
+		require.Greater(t, r["max_xact_age"], r["max_state_age"])
+		require.Less(t, r["max_xact_age"], time.Since(began).Seconds())
+		require.Nil(t, r["max_query_age"], "none runs")
+		greatest := readAtMost(t, conn, f, 1)
+		require.Len(t, greatest, 1)
+		require.Equal(t, "idle in transaction", greatest[0]["state"])
+		require.Greater(t, greatest[0]["rows_total"], int64(1))
+	})
+}
+
+func TestTextsAreReadOnlyForTheStatementsThatAreAskedFor(t *testing.T) {
+	t.Parallel()
+	counters, texts := family(t, "pg_stat_statements"), family(t, "pg_stat_statements_text")
+	onEachVersion(t, func(t *testing.T, major int) {
+		s := testpg.Start(t, major)
+		s.Exec("postgres", "create database other", "create extension pg_stat_statements")
+		for _, database := range []string{"postgres", "other"} {
+			s.Exec(database, "select 1 as one", "select 1 + 1 as two", "select repeat('x', 10) as text")
+		}
+		conn := watcher(t, s, s)
+		execute(t, conn, "set search_path = pg_catalog, public")
+
+		rows := read(t, conn, counters)
+		keys := map[[2]any]bool{}
+		for _, r := range rows {
+			keys[[2]any{r["datname"], r["queryid"]}] = true
+			require.Equal(t, int64(len(rows)), r["rows_total"])
+		}
+		all := read(t, conn, texts)
+		for key := range keys {
+			require.Len(t, with(with(all, "datname", key[0]), "queryid", key[1]), 1, "%v", key)
+		}
+		few := readAtMost(t, conn, counters, 3)
+		require.Len(t, few, 3)
+		require.GreaterOrEqual(t, few[0]["rows_total"], int64(len(rows)))
+		for i := range 2 {
+			spent := func(r row) float64 { return r["total_exec_time"].(float64) + r["total_plan_time"].(float64) }
+			require.GreaterOrEqual(t, spent(few[i]), spent(few[i+1]), "what took most time comes first")
+		}
+		require.Len(t, readAtMost(t, conn, texts, 3), 3)
+
+		const text = "select repeat($1, $2) as text"
+		asked := with(all, "query", text)
+		require.Len(t, asked, 2, "one for each database")
+		sql := query(t, conn, texts)
+		got := ask(t, conn, texts, sql, []string{"other"}, []int64{asked[0]["queryid"].(int64)})
+		require.Len(t, got, 1)
+		require.Equal(t, "other", got[0]["datname"])
+		require.Equal(t, text, got[0]["query"])
+		require.Empty(t, ask(t, conn, texts, sql, []string{}, []int64{}))
+	})
+}
