@@ -169,6 +169,7 @@ func TestEveryQueryAnswersItsFamilysColumnsToAMonitoringRole(t *testing.T) {
 			`create table "Odd name" (id int)`,
 			"create temp table passing (id int)",
 			"create materialized view sums as select count(*) as n from parts",
+			"create sequence numbers",
 			"begin", "lock table parts_1 in share mode") // an open transaction with locks
 		conn := monitor(t, databaseURL)
 		version := major(t, conn)
@@ -179,6 +180,9 @@ func TestEveryQueryAnswersItsFamilysColumnsToAMonitoringRole(t *testing.T) {
 			t.Run(f.Name, func(t *testing.T) {
 				if strings.HasPrefix(f.Name, "pg_stat_statements") {
 					withStatements(t, connect(t, databaseURL))
+				}
+				if f.Setup != "" {
+					execute(t, connect(t, databaseURL), f.Setup)
 				}
 				rows := read(t, conn, f)
 				require.True(t, len(rows) > 0 || slices.Contains(eventful, f.Name))
