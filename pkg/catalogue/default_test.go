@@ -33,11 +33,12 @@ func TestEveryBuiltInFamilyIsSoundAndExplained(t *testing.T) {
 			require.Equal(t, unitless, col.Unit == "", "%s.%s", f.Name, col.Name)
 		}
 	}
-	require.Equal(t, []string{"host_cpu", "host_disk", "host_filesystem", "host_load", "host_memory", "pg_blocking",
-		"pg_instance", "pg_locks", "pg_log_summary", "pg_long_running", "pg_progress", "pg_replication_slots", "pg_settings",
-		"pg_standby", "pg_stat_activity_summary", "pg_stat_archiver", "pg_stat_bgwriter", "pg_stat_checkpointer",
-		"pg_stat_database", "pg_stat_io", "pg_stat_replication", "pg_stat_slru", "pg_stat_statements",
-		"pg_stat_statements_text", "pg_stat_user_tables", "pg_stat_wal", "pg_wal_dir", "pg_wraparound"}, names)
+	require.Equal(t, []string{"host_cpu", "host_disk", "host_filesystem", "host_load", "host_memory", "pg_bloat_estimate",
+		"pg_blocking", "pg_extensions", "pg_instance", "pg_locks", "pg_log_summary", "pg_long_running", "pg_progress",
+		"pg_replication_slots", "pg_sequences", "pg_settings", "pg_standby", "pg_stat_activity_summary", "pg_stat_archiver",
+		"pg_stat_bgwriter", "pg_stat_checkpointer", "pg_stat_database", "pg_stat_io", "pg_stat_replication", "pg_stat_slru",
+		"pg_stat_statements", "pg_stat_statements_text", "pg_stat_user_indexes", "pg_stat_user_tables", "pg_stat_wal",
+		"pg_wal_dir", "pg_wraparound"}, names)
 }
 
 // A family that disappears with a version, or appears before it can, is a slip.
@@ -152,7 +153,8 @@ func TestQueriesReadOnlyColumnsThatTheVersionsViewsHave(t *testing.T) {
 		"pg_stat_io", "pg_stat_progress_analyze", "pg_stat_progress_basebackup", "pg_stat_progress_cluster",
 		"pg_stat_progress_copy", "pg_stat_progress_create_index", "pg_stat_progress_repack", "pg_stat_progress_vacuum",
 		"pg_stat_replication", "pg_stat_replication_slots", "pg_stat_slru", "pg_stat_statements", "pg_stat_statements_info",
-		"pg_stat_user_tables", "pg_stat_wal", "pg_stat_wal_receiver", "pg_statio_user_tables", "ranked"}, slices.Sorted(maps.Keys(checked)))
+		"pg_stat_user_indexes", "pg_stat_user_tables", "pg_stat_wal", "pg_stat_wal_receiver", "pg_statio_user_indexes",
+		"pg_statio_user_tables", "ranked"}, slices.Sorted(maps.Keys(checked)))
 }
 
 // everyQuery yields each query with its family.
