@@ -21,6 +21,10 @@ type Bucket struct {
 // push.
 func (b *Bus) IdentityBucket() *Bucket { return &Bucket{bus: b, name: b.names.identity} }
 
+// ConfigBucket returns the bucket in which collectors' configuration is told to
+// gateways, and what collectors say about it.
+func (b *Bus) ConfigBucket() *Bucket { return &Bucket{bus: b, name: b.names.config} }
+
 // bucketStream is the name of the stream below a bucket.
 func bucketStream(bucket string) string { return "KV_" + bucket }
 

@@ -1,5 +1,5 @@
 // Package bus is the system's way to NATS JetStream: the stream of batches,
-// the dead letters, the holds and the identity bucket, with a publisher, a consumer, a
+// the dead letters, the holds and the buckets, with a publisher, a consumer, a
 // trimmer and a guard over them.
 //
 // Its invariant: what the publisher reported as stored lies on the server's

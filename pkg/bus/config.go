@@ -150,6 +150,7 @@ type names struct {
 	batches     string
 	deadLetters string
 	identity    string // bucket
+	config      string // bucket
 	holds       string // bucket
 	consumer    string
 	batch       string // subject without the collector
@@ -165,6 +166,7 @@ func (c Config) names() names {
 		batches:     stream + "BATCHES",
 		deadLetters: stream + "DEADLETTERS",
 		identity:    stream + "identity",
+		config:      stream + "config",
 		holds:       stream + "holds",
 		consumer:    "ingester",
 		batch:       subject + "pganalytics.batch.",

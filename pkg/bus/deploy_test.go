@@ -73,6 +73,17 @@ func TestDeployedServicesHaveTheRightsTheyNeedAndNoMore(t *testing.T) {
 		m := w.follow()
 		awaitConfirmed(t, m, map[string]string{"collector.1": "v"})
 	}
+	set := func([]byte) []byte { return []byte("v") }
+	require.NoError(t, authsvc.ConfigBucket().Revise(ctx, "document.1", set))
+	require.NoError(t, initial.ConfigBucket().Revise(ctx, "document.default", set))
+	require.NoError(t, initial.ConfigBucket().Revise(ctx, "resend.1", set))
+	require.NoError(t, gateway.ConfigBucket().Put(ctx, "state.1", []byte("v")))
+	awaitConfirmed(t, gateway.followBucket(gateway.ConfigBucket()), map[string]string{
+		"document.1": "v", "document.default": "v", "resend.1": "v", "state.1": "v",
+	})
+	state, err := initial.ConfigBucket().Get(ctx, "state.1")
+	require.NoError(t, err)
+	require.Equal(t, "v", string(state))
 
 	gateway.publish(3, 100)
 	c := ingester.consumer()
@@ -151,6 +162,14 @@ func TestDeployedServicesHaveTheRightsTheyNeedAndNoMore(t *testing.T) {
 		},
 		"gateway writes the bucket": func(ctx context.Context) error {
 			return gateway.IdentityBucket().Put(ctx, "collector.2", nil)
+		},
+		"gateway writes a configuration": func(ctx context.Context) error {
+			return gateway.ConfigBucket().Put(ctx, "document.default", nil)
+		},
+		"gateway asks to resend": func(ctx context.Context) error { return gateway.ConfigBucket().Put(ctx, "resend.1", nil) },
+		"authsvc asks to resend": func(ctx context.Context) error { return authsvc.ConfigBucket().Put(ctx, "resend.1", nil) },
+		"ingester writes a configuration": func(ctx context.Context) error {
+			return ingester.ConfigBucket().Put(ctx, "document.default", nil)
 		},
 		"gateway deletes from the bucket": func(ctx context.Context) error {
 			return gateway.IdentityBucket().Delete(ctx, "collector.1")

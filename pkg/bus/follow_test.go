@@ -45,12 +45,14 @@ func (m *mirror) read() (current map[string]string, begins int, confirmed time.T
 }
 
 // follow follows the world's identity bucket until the test ends.
-func (w *world) follow() *mirror {
+func (w *world) follow() *mirror { return w.followBucket(w.IdentityBucket()) }
+
+func (w *world) followBucket(b *Bucket) *mirror {
 	w.t.Helper()
 	m := &mirror{}
 	ctx, cancel := context.WithCancel(w.t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- w.IdentityBucket().Follow(ctx, m) }()
+	go func() { ended <- b.Follow(ctx, m) }()
 	w.t.Cleanup(func() {
 		cancel()
 		require.NoError(w.t, <-ended)

@@ -13,7 +13,8 @@ import (
 // needs and names every difference. It is meant to run at start and every minute: whoever
 // may administer the server can set an age limit, and from then on the stream
 // forgets. What the API does not tell it cannot check: that the servers sync
-// every write is theirs to configure.
+// every write is theirs to configure. The bucket of configurations is left out:
+// no batch depends on it, and what is lost of it is published again.
 //
 // An error that tells only that the server did not answer is
 // fault.Unavailable; a wrong configuration is an unclassified error.

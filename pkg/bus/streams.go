@@ -81,13 +81,17 @@ func (b *Bus) holdsConfig() jetstream.StreamConfig {
 	}
 }
 
-func (b *Bus) identityConfig() jetstream.KeyValueConfig {
-	return jetstream.KeyValueConfig{
-		Bucket:      b.names.identity,
-		Description: "who may push, and the keys that prove it",
-		Storage:     jetstream.FileStorage,
-		History:     1,
-		Replicas:    b.cfg.Replicas,
+// followedConfigs are the buckets that are followed. Any replica may answer for
+// them: their records say by themselves which is newer.
+func (b *Bus) followedConfigs() []jetstream.KeyValueConfig {
+	bucket := func(name, description string) jetstream.KeyValueConfig {
+		return jetstream.KeyValueConfig{
+			Bucket: name, Description: description, Storage: jetstream.FileStorage, History: 1, Replicas: b.cfg.Replicas,
+		}
+	}
+	return []jetstream.KeyValueConfig{
+		bucket(b.names.identity, "who may push, and the keys that prove it"),
+		bucket(b.names.config, "what collectors are to read, and what they say about it"),
 	}
 }
 
@@ -105,8 +109,10 @@ func (b *Bus) EnsureStreams(ctx context.Context) error {
 	if err := b.ensureConsumer(ctx, b.consumerConfig()); err != nil {
 		return unavailable("ensure consumer "+b.names.consumer, err)
 	}
-	if err := b.ensureBucket(ctx, b.identityConfig()); err != nil {
-		return unavailable("ensure bucket "+b.names.identity, err)
+	for _, want := range b.followedConfigs() {
+		if err := b.ensureBucket(ctx, want); err != nil {
+			return unavailable("ensure bucket "+want.Bucket, err)
+		}
 	}
 	return nil
 }
