@@ -34,11 +34,19 @@ with recent as (
              when ever.at is not null then 'offline'
              else 'registered' end as status,
         greatest(recent.at, ever.at, k.last_seen) as last_seen,
-        k.generation, c.thumbprint, c.not_after, k.config_version, k.created_at, k.updated_at
+        k.generation, c.thumbprint, c.not_after,
+        greatest(own.version, case when coalesce(own.document, '') = '' then fleet.version end, 0) as config_version,
+        k.created_at, k.updated_at
     from identity.collector k
     join identity.certificate c on c.collector_id = k.id and c.generation = k.generation
     left join recent on recent.collector_id = k.id
     left join ever on ever.collector_id = k.id
+    left join lateral (
+        select version, document from identity.collector_config v where v.collector_id = k.id order by version desc limit 1
+    ) own on true
+    left join (
+        select max(version) as version from identity.collector_config where collector_id is null
+    ) fleet on true
     where k.deleted_at is null and ($2::uuid is null or k.id = $2) and ($3 = '' or k.name = $3)
 )`
 
