@@ -24,6 +24,7 @@ import (
 	"pganalytics/pkg/identity"
 	"pganalytics/pkg/identity/ca"
 	"pganalytics/pkg/internal/testdb"
+	"pganalytics/pkg/policy/pulled"
 )
 
 // gate is a gateway of its own: another connection to NATS, another snapshot,
@@ -49,7 +50,7 @@ func (s *stack) gateway() *gate {
 	require.NoError(s.t, err)
 	cat, err := catalogue.Default()
 	require.NoError(s.t, err)
-	gw, err := gateway.New(gateway.Config{}, b.Publisher(), g.verifier, b.Quarantine(0), cat, reg)
+	gw, err := gateway.New(gateway.Config{}, b.Publisher(), g.verifier, b.Quarantine(0), pulled.NewSnapshot(b.ConfigBucket()), cat, reg)
 	require.NoError(s.t, err)
 	certificate, err := httpserver.LoadCertificate(filepath.Join(s.dir, ca.ServerCertFile), filepath.Join(s.dir, ca.ServerKeyFile), log)
 	require.NoError(s.t, err)

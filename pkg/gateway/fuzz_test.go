@@ -6,9 +6,12 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
+	"unicode"
 
 	"pganalytics/pkg/fault"
+	"pganalytics/pkg/policy/pulled"
 )
 
 // FuzzIntake feeds anything as anything: what comes out is bounded and
@@ -58,6 +61,29 @@ func FuzzTraceParent(f *testing.F) {
 			if c != '-' && (c < '0' || c > '9') && (c < 'a' || c > 'f') {
 				t.Errorf("%q holds %q", got, c)
 			}
+		}
+	})
+}
+
+// FuzzReadState reads any query of a collector: what is kept of it is bounded
+// and harmless.
+func FuzzReadState(f *testing.F) {
+	f.Add("applied=1&refused=2&detail=why&resent=6ba7b810-9dad-11d1-80b4-00c04fd430c8&found=3&missing=4")
+	f.Add("applied=9223372036854775807&detail=%1b%5b2J%00%ff")
+	f.Add("detail=%zz")
+	f.Fuzz(func(t *testing.T, query string) {
+		s, says, err := readState(query)
+		if err != nil && fault.ClassOf(err) != fault.Invalid {
+			t.Errorf("unclassified: %v", err)
+		}
+		if err != nil || !says {
+			return
+		}
+		if s.Applied < 0 || s.Refused < 0 || s.Resent != nil && (s.Resent.Found < 0 || s.Resent.Missing < 0) {
+			t.Errorf("below zero: %+v", s)
+		}
+		if len(s.Detail) > pulled.MaxDetail || strings.ContainsFunc(s.Detail, unicode.IsControl) {
+			t.Errorf("detail %q", s.Detail)
 		}
 	})
 }

@@ -19,6 +19,7 @@ import (
 	"pganalytics/pkg/catalogue"
 	"pganalytics/pkg/httpserver"
 	"pganalytics/pkg/identity"
+	"pganalytics/pkg/policy/pulled"
 )
 
 // Publisher puts a batch onto the stream. It returns nil only when the batch
@@ -40,12 +41,24 @@ type Quarantine interface {
 	Quarantined(collector uuid.UUID) bool
 }
 
-// Gateway serves the routes that take metrics.
+// Configs knows what collectors are to pull, from memory, and keeps what they
+// say about it.
+type Configs interface {
+	// Answer returns false while it is not known what there is.
+	Answer(collector uuid.UUID) (pulled.Answer, bool)
+	// Version is that of Answer, and 0 while it is not known.
+	Version(collector uuid.UUID) int64
+	// Report keeps a state unless it is known already.
+	Report(ctx context.Context, collector uuid.UUID, s pulled.State) error
+}
+
+// Gateway serves the routes of collectors.
 type Gateway struct {
 	cfg        Config
 	publisher  Publisher
 	auth       Authenticator
 	quarantine Quarantine
+	configs    Configs
 	catalogue  *catalogue.Catalogue
 	metrics    *metrics
 	budget     *budget
@@ -53,7 +66,7 @@ type Gateway struct {
 
 // New makes a gateway. Zero values in cfg stand for the defaults.
 func New(
-	cfg Config, publisher Publisher, auth Authenticator, quarantine Quarantine, cat *catalogue.Catalogue, reg prometheus.Registerer,
+	cfg Config, publisher Publisher, auth Authenticator, quarantine Quarantine, configs Configs, cat *catalogue.Catalogue, reg prometheus.Registerer,
 ) (*Gateway, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("gateway: %w", err)
@@ -61,7 +74,7 @@ func New(
 	cfg = cfg.withDefaults()
 	budget := &budget{max: cfg.MaxInFlightBytes}
 	return &Gateway{
-		cfg: cfg, publisher: publisher, auth: auth, quarantine: quarantine, catalogue: cat,
+		cfg: cfg, publisher: publisher, auth: auth, quarantine: quarantine, configs: configs, catalogue: cat,
 		metrics: newMetrics(reg, budget), budget: budget,
 	}, nil
 }
@@ -70,4 +83,5 @@ func New(
 // certificate, so the router must be that of the collectors' listener.
 func (g *Gateway) Routes(router chi.Router) {
 	router.Post("/api/v1/metrics/push", httpserver.Handle(g.push))
+	router.Get("/api/v1/config/{collector_id}", httpserver.Handle(g.config))
 }

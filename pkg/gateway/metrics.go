@@ -17,6 +17,8 @@ type metrics struct {
 	rejected *prometheus.CounterVec
 	decode   *prometheus.HistogramVec
 	publish  *prometheus.HistogramVec
+	configs  *prometheus.CounterVec
+	reports  *prometheus.CounterVec
 }
 
 func newMetrics(reg prometheus.Registerer, b *budget) *metrics {
@@ -53,6 +55,14 @@ func newMetrics(reg prometheus.Registerer, b *budget) *metrics {
 			Help: "Time until the stream confirmed a batch, or did not.",
 			// One fsync is 1 to 10 ms on a good disk; 10 s is the default deadline.
 			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
+		}, []string{"outcome"}),
+		configs: factory.NewCounterVec(prometheus.CounterOpts{
+			Name: "pganalytics_gateway_configs_total",
+			Help: "Configurations asked for by result: sent, unchanged, or the class of the error.",
+		}, []string{"result"}),
+		reports: factory.NewCounterVec(prometheus.CounterOpts{
+			Name: "pganalytics_gateway_config_reports_total",
+			Help: "What collectors said of their configuration, by whether it could be kept. What could not they say again.",
 		}, []string{"outcome"}),
 	}
 }

@@ -28,7 +28,7 @@ type answer struct {
 	RejectedMore       int              `json:"rejected_more"`
 	BytesReceived      int64            `json:"bytes_received"` // on the wire
 	ProcessingTimeMS   float64          `json:"processing_time_ms"`
-	NextConfigVersion  int              `json:"next_config_version"` // 0: there is none
+	NextConfigVersion  int64            `json:"next_config_version"` // 0: there is none
 	NextCheckInSeconds int              `json:"next_check_in_seconds"`
 }
 
@@ -81,6 +81,7 @@ func (g *Gateway) push(w http.ResponseWriter, r *http.Request) error {
 		RejectedMore:       report.RejectedMore,
 		BytesReceived:      in.wire.read,
 		ProcessingTimeMS:   float64(time.Since(began).Microseconds()) / 1000,
+		NextConfigVersion:  g.configs.Version(who.CollectorID),
 		NextCheckInSeconds: int(g.cfg.CheckIn / time.Second),
 	})
 }

@@ -445,7 +445,7 @@ func TestConfigReportsAllFaults(t *testing.T) {
 		require.ErrorContains(t, err, want)
 	}
 	require.NoError(t, gateway.Config{}.Validate())
-	_, err = gateway.New(gateway.Config{CheckIn: -1}, nil, nil, nil, nil, nil)
+	_, err = gateway.New(gateway.Config{CheckIn: -1}, nil, nil, nil, nil, nil, nil)
 	require.Error(t, err)
 }
 

@@ -35,6 +35,7 @@ import (
 	"pganalytics/pkg/identity"
 	"pganalytics/pkg/identity/ca"
 	"pganalytics/pkg/internal/testnats"
+	"pganalytics/pkg/policy/pulled"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -117,7 +118,10 @@ func newStack(t *testing.T, o options) *stack {
 		var stop context.CancelFunc
 		s.run(func(ctx context.Context) { _ = quarantine.Run(ctx) }, &stop) // nil always
 	}
-	gw, err := gateway.New(o.gateway, publisher, verifier, quarantine, cat, s.reg)
+	configs := pulled.NewSnapshot(s.bus.ConfigBucket())
+	var stopConfigs context.CancelFunc
+	s.run(func(ctx context.Context) { _ = s.bus.ConfigBucket().Follow(ctx, configs) }, &stopConfigs) // nil always
+	gw, err := gateway.New(o.gateway, publisher, verifier, quarantine, configs, cat, s.reg)
 	require.NoError(t, err)
 
 	certificate, err := httpserver.LoadCertificate(filepath.Join(dir, ca.ServerCertFile), filepath.Join(dir, ca.ServerKeyFile), log)

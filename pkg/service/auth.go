@@ -147,6 +147,7 @@ func (p *process) auth(ctx context.Context, db *DatabaseFlags, a *auth, b *bus.B
 	p.check("tokens", func(context.Context) error { return svc.Ready() })
 	p.followAuthority(a.authority)
 	p.part("authsvc", svc.Run)
+	p.reconcileConfigs(pg, b)
 	p.part("first admin", func(ctx context.Context) error { return p.makeFirstAdmin(ctx, svc, a.firstAdmin) })
 	return pg, nil
 }

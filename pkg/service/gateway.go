@@ -123,7 +123,7 @@ func (p *process) push(flags *PushFlags, cat *catalogue.Catalogue, b *bus.Bus, v
 	if flags.DeadLetterQuota > 0 {
 		p.part("quarantine", quarantine.Run)
 	}
-	g, err := gateway.New(flags.config(b.MaxPayload()), b.Publisher(), verifier, quarantine, cat, p.registry)
+	g, err := gateway.New(flags.config(b.MaxPayload()), b.Publisher(), verifier, quarantine, p.configs(b), cat, p.registry)
 	if err != nil {
 		return err
 	}

@@ -21,7 +21,7 @@ operator:    POST collectors/{id}/disable | POST collectors/{id}/enable | POST c
 admin:       GET users | POST users | GET users/{id} | PATCH users/{id} | DELETE users/{id} | POST users/{id}/reset-password | GET audit
 enrolment:   POST collectors/register
 certificate: POST collectors/renew | POST collectors/token
-collector:   POST metrics/push
+collector:   POST metrics/push | GET config/{collector_id}
 `
 
 func TestTableIsTheContracts(t *testing.T) {

@@ -72,7 +72,8 @@ var table = map[string]Access{
 	"GET /api/v1/collectors":               {User: identity.Viewer},
 	"GET /api/v1/collectors/{id}":          {User: identity.Viewer},
 
-	"POST /api/v1/metrics/push": {Collector: true},
+	"POST /api/v1/metrics/push":         {Collector: true},
+	"GET /api/v1/config/{collector_id}": {Collector: true},
 
 	"GET /api/v1/health": {Anyone: true},
 	"GET /version":       {Anyone: true},
