@@ -18,6 +18,7 @@ import (
 type Client struct {
 	stateDir string
 	metrics  *metrics
+	next     *next
 
 	mu        sync.Mutex
 	id        *Identity
@@ -30,7 +31,7 @@ type Client struct {
 
 // NewClient makes the client of an identity that lies in stateDir.
 func NewClient(id *Identity, stateDir string, reg prometheus.Registerer) *Client {
-	c := &Client{stateDir: stateDir, metrics: newMetrics(reg)}
+	c := &Client{stateDir: stateDir, metrics: newMetrics(reg), next: newNext()}
 	c.use(id)
 	return c
 }

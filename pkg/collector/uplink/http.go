@@ -68,6 +68,10 @@ type request struct {
 	body     []byte
 	kind     string // media type of the body; empty: JSON
 	encoding string // of the body
+
+	// tag, if it is not nil, is the entity tag of what we have: it is sent as a
+	// condition, and replaced by that of the answer.
+	tag *string
 }
 
 // do sends the request and returns the answer's body if its status is one of
@@ -87,6 +91,9 @@ func do(ctx context.Context, client *http.Client, r request, want ...int) ([]byt
 	if r.token != "" {
 		req.Header.Set("Authorization", "Bearer "+r.token)
 	}
+	if r.tag != nil && *r.tag != "" {
+		req.Header.Set("If-None-Match", *r.tag)
+	}
 	resp, err := client.Do(req)
 	if err != nil {
 		return nil, err
@@ -98,6 +105,9 @@ func do(ctx context.Context, client *http.Client, r request, want ...int) ([]byt
 	}
 	if !slices.Contains(want, resp.StatusCode) {
 		return nil, readProblem(resp, text)
+	}
+	if r.tag != nil {
+		*r.tag = resp.Header.Get("ETag")
 	}
 	return text, nil
 }

@@ -15,6 +15,9 @@ type metrics struct {
 	renewals          *prometheus.CounterVec
 	certificateExpiry prometheus.Gauge
 	holding           prometheus.Gauge
+	configs           *prometheus.CounterVec
+	configVersion     prometheus.Gauge
+	resends           *prometheus.CounterVec
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -45,9 +48,22 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		holding: f.NewGauge(prometheus.GaugeOpts{
 			Name: "pganalytics_collector_holding", Help: "1 while batches wait because the last push failed.",
 		}),
+		configs: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "pganalytics_collector_configs_total",
+			Help: "Looks at the pulled configuration, by result: applied, unchanged, none, stale, refused, failed.",
+		}, []string{"result"}),
+		configVersion: f.NewGauge(prometheus.GaugeOpts{
+			Name: "pganalytics_collector_config_version", Help: "Version of the pulled configuration that is in force, 0 for none.",
+		}),
+		resends: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "pganalytics_collector_resends_total", Help: "Requests to send batches again.",
+		}, []string{"outcome"}),
 	}
 	for _, result := range []result{accepted, duplicate, refused, unauthenticated, forbidden, throttled, clockSkew, unavailable, unexpected, network} {
 		m.pushes.WithLabelValues(string(result))
+	}
+	for _, result := range []look{applied, unchanged, none, stale, spoilt, failed} {
+		m.configs.WithLabelValues(string(result))
 	}
 	return m
 }
@@ -61,10 +77,13 @@ func (m *metrics) push(r result, took time.Duration) {
 	m.pushSeconds.WithLabelValues(outcome).Observe(took.Seconds())
 }
 
-func (m *metrics) renewal(err error) {
-	outcome := "ok"
+func (m *metrics) renewal(err error) { m.renewals.WithLabelValues(outcome(err)).Inc() }
+
+func (m *metrics) resend(err error) { m.resends.WithLabelValues(outcome(err)).Inc() }
+
+func outcome(err error) string {
 	if err != nil {
-		outcome = "error"
+		return "error"
 	}
-	m.renewals.WithLabelValues(outcome).Inc()
+	return "ok"
 }

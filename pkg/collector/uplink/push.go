@@ -63,10 +63,13 @@ func (c *Client) attempt(ctx context.Context, body []byte, stale string) (verdic
 		Duplicate    bool  `json:"duplicate"`
 		Rejected     []any `json:"rejected"`
 		RejectedMore int   `json:"rejected_more"`
+		NextConfig   int64 `json:"next_config_version"`
+		NextCheckIn  int   `json:"next_check_in_seconds"`
 	}
 	if err := decode(text, &answer); err != nil {
 		return verdict{result: unexpected, err: err}, token
 	}
+	c.next.tell(answer.NextConfig, time.Duration(answer.NextCheckIn)*time.Second)
 	v := verdict{result: accepted, answer: spool.Answer{
 		Rows: answer.Rows, Duplicate: answer.Duplicate,
 		Rejected: len(answer.Rejected) + answer.RejectedMore, Text: text,

@@ -51,6 +51,7 @@ type Seen struct {
 	Renewals   []string // signing requests, PEM
 	Tokens     int      // handed out: token-1, token-2, …
 	Pushes     []Push
+	Configs    []Config
 }
 
 // Push is one push, whatever it was answered.
@@ -60,6 +61,12 @@ type Push struct {
 	Encoding string
 	Token    string
 	Serial   string // of the client's certificate
+}
+
+// Config is one question for the configuration, whatever it was answered.
+type Config struct {
+	Path, Query string
+	Tag         string // of the condition
 }
 
 // Backend is the far end.
@@ -73,6 +80,7 @@ type Backend struct {
 	answers []Answer // in turn; the last one is for all that follow
 	lose    int      // answers to renewals that are not sent
 	loseNew int      // answers to enrolments that are not sent
+	config  Answer   // with an ETag header it is given once to whoever remembers it
 	seen    Seen
 }
 
@@ -81,7 +89,7 @@ type Backend struct {
 func New(t *testing.T, ca *Authority, answers ...Answer) *Backend {
 	t.Helper()
 	own := NewAuthority(t)
-	b := &Backend{ID: uuid.New(), Servers: own, clients: NewAuthority(t), answers: answers}
+	b := &Backend{ID: uuid.New(), Servers: own, clients: NewAuthority(t), answers: answers, config: Refusal(http.StatusNotFound, "no_config")}
 	if ca != nil {
 		b.Servers = ca
 	}
@@ -105,7 +113,7 @@ func (b *Backend) Seen() Seen {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s := b.seen
-	s.Pushes = slices.Clone(s.Pushes)
+	s.Pushes, s.Configs = slices.Clone(s.Pushes), slices.Clone(s.Configs)
 	return s
 }
 
@@ -114,6 +122,14 @@ func (b *Backend) Answer(answers ...Answer) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.answers = answers
+}
+
+// Configure changes what is answered to the question for the configuration. At
+// first it is that there is none.
+func (b *Backend) Configure(a Answer) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.config = a
 }
 
 // LoseRenewals does the next n renewals and loses the answers.
@@ -142,7 +158,7 @@ func (b *Backend) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	_ = json.Unmarshal(body, &in)
 	route := strings.TrimPrefix(r.URL.Path, "/api/v1/")
-	private := route == "collectors/renew" || route == "collectors/token" || route == "metrics/push"
+	private := route == "collectors/renew" || route == "collectors/token" || route == "metrics/push" || strings.HasPrefix(route, "config/")
 	if private && len(r.TLS.PeerCertificates) == 0 {
 		w.WriteHeader(http.StatusUnauthorized)
 		return
@@ -172,9 +188,25 @@ func (b *Backend) serve(w http.ResponseWriter, r *http.Request) {
 		})
 	case "metrics/push":
 		b.push(w, r, body)
+	case "config/" + b.ID.String():
+		b.seen.Configs = append(b.seen.Configs, Config{route, r.URL.RawQuery, r.Header.Get("If-None-Match")})
+		if tag := b.config.Headers["ETag"]; tag != "" && tag == r.Header.Get("If-None-Match") {
+			w.Header().Set("ETag", tag)
+			w.WriteHeader(http.StatusNotModified)
+			return
+		}
+		b.config.write(w)
 	default:
 		w.WriteHeader(http.StatusNotFound)
 	}
+}
+
+func (a Answer) write(w http.ResponseWriter) {
+	for name, value := range a.Headers {
+		w.Header().Set(name, value)
+	}
+	w.WriteHeader(a.Status)
+	_, _ = io.WriteString(w, a.Body)
 }
 
 func (b *Backend) certify(w http.ResponseWriter, status int, csr string) {
@@ -202,9 +234,5 @@ func (b *Backend) push(w http.ResponseWriter, r *http.Request, body []byte) {
 	if len(b.answers) > 1 {
 		b.answers = b.answers[1:]
 	}
-	for name, value := range a.Headers {
-		w.Header().Set(name, value)
-	}
-	w.WriteHeader(a.Status)
-	_, _ = io.WriteString(w, a.Body)
+	a.write(w)
 }
