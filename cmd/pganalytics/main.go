@@ -26,6 +26,7 @@ type commands struct {
 	Batch       batchCmd       `cmd:"" help:"Find one batch, and take one out that was stored."`
 	CA          caCmd          `cmd:"" name:"ca" help:"Show and replace the authorities and the signing key."`
 	Collectors  collectorsCmd  `cmd:"" help:"Work with collectors."`
+	Config      configCmd      `cmd:"" help:"Choose what collectors read."`
 	Login       loginCmd       `cmd:"" help:"Log in, for the commands that act as a user."`
 	Logout      logoutCmd      `cmd:"" help:"End the session."`
 	Whoami      whoamiCmd      `cmd:"" help:"Tell whose session it is."`

@@ -30,7 +30,7 @@ func TestHelpOfEveryCommandIsGolden(t *testing.T) { // not parallel: help is wra
 	var out bytes.Buffer
 	for _, args := range [][]string{{}, {"init"}, {"migrate"}, {"serve"}, {"status"}, {"stream", "status"}, {"stream", "export"}, {"query"}, {"replay"}, {"verify"}, {"collectors", "enroll-token"},
 		{"deadletters", "list"}, {"deadletters", "show"}, {"deadletters", "retry"}, {"deadletters", "discard"}, {"deadletters", "export"},
-		{"batch", "show"}, {"batch", "remove"}, {"demo"}, {"version"}} {
+		{"config", "get"}, {"config", "set"}, {"config", "unset"}, {"config", "history"}, {"config", "rollback"}, {"batch", "show"}, {"batch", "remove"}, {"demo"}, {"version"}} {
 		require.NoError(t, run(t.Context(), append(args, "--help"), &out, &out))
 		out.WriteString("\n")
 	}
