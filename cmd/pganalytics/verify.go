@@ -21,7 +21,7 @@ type verifyCmd struct {
 	From      moment      `help:"Verify what was sent from this time on, by the collectors' clocks: 2026-01-31T15:04:05Z, \"2026-01-31 15:04\" in local time, or 6h for six hours ago. Rows are counted in the whole hours from then on. Defaults to all that is known."`
 	To        moment      `help:"Verify only what was sent up to this time. Defaults to now."`
 	Collector []uuid.UUID `help:"Only batches and rows of this collector, by its id. May be given several times."`
-	Fix       bool        `help:"Store what is replayable, as replay does, and verify again."`
+	Fix       bool        `help:"Store what is replayable, as replay does, and verify again; ask collectors to send again what is lost."`
 	Yes       bool        `help:"Do not ask before --fix stores anything."`
 	List      int         `default:"1000" help:"Most gaps, and most mismatches, to list; all are counted."`
 	Output    string      `default:"text" enum:"text,json" help:"text for people, json for scripts."`
@@ -39,7 +39,7 @@ the stream alone. It changes nothing, and may run beside everything else.
   in_flight      on the stream, not yet acknowledged; that is no fault
   replayable     on the stream, acknowledged and not stored: --fix, or pganalytics replay
   refused        refused by a gateway for good and reported by the collector, which keeps the body
-  lost           nowhere, though the collector has sent later ones
+  lost           nowhere, though the collector has sent later ones: --fix asks it to send them again
 
 Exit code: 0 nothing is dead-lettered, replayable or lost, and all rows are there; 1 it did not work; 2 something
 of that was found.
@@ -98,7 +98,7 @@ func findings(r *verify.Report) error {
 		what string
 		then string
 	}{
-		{sum[verify.Lost], "lost batch", ""},
+		{sum[verify.Lost], "lost batch", lostAdvice(r)},
 		{sum[verify.Replayable], "replayable batch", ": verify --fix or replay stores them"},
 		{r.AckedInFlight, "batch", " in flight, acknowledged and not stored: verify --fix or replay stores them"},
 		{sum[verify.DeadLettered], "dead-lettered batch", ""},
@@ -126,6 +126,7 @@ func printReport(out io.Writer, r *verify.Report) error {
 		fmt.Fprintf(w, "\t%d\t%s\t%s\n", c.Unnumbered, number(c.Newest), since(c.Newest.SentAt))
 	}
 	printGaps(w, r)
+	printAsked(w, r.Asked)
 	printTables(w, r)
 	return w.Flush()
 }
@@ -165,9 +166,25 @@ func printGaps(w io.Writer, r *verify.Report) {
 		fmt.Fprintf(w, "and %s more, see --list\n", count(left, "range"))
 	}
 	if lost {
-		fmt.Fprint(w, "\nOf lost numbers there is no copy here, and collectors cannot be asked for them yet: compare the list with\n"+
-			"`collector status` on the collector's host, which tells what its spool and its dead letters hold.\n")
+		fmt.Fprint(w, "\nOf lost numbers there is no copy here. Their collectors may still have them: --fix asks them to send again.\n")
 	}
+}
+
+func printAsked(w io.Writer, all []verify.Asked) {
+	for _, a := range all {
+		fmt.Fprintf(w, "\nCollector %s is asked to send %s again, request %s of %s. It does so within a\nminute, once; verify then finds what it still had.\n",
+			a.Collector, count(a.Numbers, "batch"), a.Request, since(a.At))
+		if b := a.Before; b != nil {
+			fmt.Fprintf(w, "To request %s it has answered: %s found, %d not there any more.\n", b.ID, count(b.Found, "batch"), b.Missing)
+		}
+	}
+}
+
+func lostAdvice(r *verify.Report) string {
+	if len(r.Asked) > 0 {
+		return ", asked for again"
+	}
+	return ": verify --fix asks the collectors"
 }
 
 func between(from, to time.Time) string {

@@ -2,6 +2,7 @@ package service
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"math"
 	"time"
@@ -10,6 +11,7 @@ import (
 
 	"pganalytics/pkg/bus"
 	"pganalytics/pkg/ingester"
+	"pganalytics/pkg/policy/pulled"
 	"pganalytics/pkg/replay"
 	"pganalytics/pkg/replay/verify"
 	"pganalytics/pkg/store"
@@ -25,7 +27,7 @@ var (
 // VerifyRequest says what to verify.
 type VerifyRequest struct {
 	verify.Request
-	Fix bool   // replay what is replayable, and verify again
+	Fix bool   // replay what is replayable, verify again, and ask collectors for what is lost
 	By  string // who does, for the audit
 }
 
@@ -34,12 +36,22 @@ type VerifyRequest struct {
 // without an ID if there was none; after its error the report is that of before.
 func (i *Installation) Verify(ctx context.Context, req VerifyRequest, con ReplayConsole) (r verify.Report, res replay.Result, err error) {
 	r, err = i.verify(ctx, req.Request, con.Stderr)
-	if err != nil || !req.Fix || r.ReplayFrom == 0 {
+	if err != nil || !req.Fix {
 		return r, res, err
 	}
+	if r.ReplayFrom > 0 {
+		if r, res, err = i.fix(ctx, req, r, con); err != nil {
+			return r, res, err
+		}
+	}
+	return r, res, i.askAgain(ctx, req.By, &r, con.Stderr)
+}
+
+// fix replays and verifies again.
+func (i *Installation) fix(ctx context.Context, req VerifyRequest, r verify.Report, con ReplayConsole) (verify.Report, replay.Result, error) {
 	// To the end of the stream, which may be more than what was asked about: what
 	// is stored already is skipped. What is gone from it was reported as lost.
-	_, res, err = i.Replay(ctx, ReplayRequest{
+	_, res, err := i.Replay(ctx, ReplayRequest{
 		FromSequence: r.ReplayFrom, Selection: replay.Selection{Collectors: req.Collectors}, AllowPartial: true, By: req.By,
 	}, con)
 	if err != nil {
@@ -47,6 +59,44 @@ func (i *Installation) Verify(ctx context.Context, req VerifyRequest, con Replay
 	}
 	r, err = i.verify(ctx, req.Request, con.Stderr)
 	return r, res, err
+}
+
+// askAgain asks collectors for what is lost here: they may still have it.
+func (i *Installation) askAgain(ctx context.Context, by string, r *verify.Report, stderr io.Writer) error {
+	lost := r.Lost()
+	if len(lost) == 0 {
+		return nil
+	}
+	b, err := i.Bus(ctx, stderr)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = b.Close(context.WithoutCancel(ctx)) }()
+	for _, c := range r.Collectors {
+		ranges := lost[c.ID]
+		if len(ranges) == 0 {
+			continue
+		}
+		asked, err := ask(ctx, b.ConfigBucket(), c.ID, by, ranges[:min(len(ranges), pulled.MaxRanges)])
+		if err != nil {
+			return fmt.Errorf("ask collector %s to send again: %w", c.ID, err)
+		}
+		r.Asked = append(r.Asked, asked)
+	}
+	return nil
+}
+
+func ask(ctx context.Context, bucket pulled.Bucket, collector uuid.UUID, by string, ranges []pulled.Range) (verify.Asked, error) {
+	state, err := pulled.StateOf(ctx, bucket, collector)
+	if err != nil {
+		return verify.Asked{}, err
+	}
+	request, err := pulled.Ask(ctx, bucket, collector, pulled.Resend{ID: uuid.New(), Ranges: ranges, By: by, At: time.Now().UTC()})
+	asked := verify.Asked{Collector: collector, Request: request.ID, At: request.At, Before: state.Resent}
+	for _, g := range ranges {
+		asked.Numbers += g.Last - g.First + 1
+	}
+	return asked, err
 }
 
 func (i *Installation) verify(ctx context.Context, req verify.Request, stderr io.Writer) (verify.Report, error) {

@@ -17,6 +17,7 @@ import (
 	"pganalytics/pkg/batch"
 	"pganalytics/pkg/bus"
 	"pganalytics/pkg/fault"
+	"pganalytics/pkg/policy/pulled"
 	"pganalytics/pkg/replay"
 	"pganalytics/pkg/replay/verify"
 	"pganalytics/pkg/service"
@@ -447,4 +448,45 @@ func TestWhatWasDiscardedIsNotCalledStored(t *testing.T) {
 	require.Equal(t, []verify.Gap{v.gap(verify.Discarded, 2, 2, given, given)}, r.Gaps)
 	require.Equal(t, verify.Counts{verify.Stored: 2, verify.Discarded: 1}, r.Collectors[0].Batches)
 	require.Equal(t, 10*len(sent), v.rows())
+}
+
+func TestFixAsksCollectorsForWhatIsLost(t *testing.T) {
+	t.Parallel()
+	v := newVerified(t)
+	v.send(1, 4, 6)
+	v.ingested()
+	fix := func() verify.Report {
+		r, res, err := v.Verify(t.Context(), service.VerifyRequest{Request: verify.Request{List: 100}, Fix: true, By: "cli:test"}, service.ReplayConsole{Stderr: os.Stderr})
+		require.NoError(t, err)
+		require.Empty(t, res.ID, "nothing is replayable")
+		return r
+	}
+	require.Empty(t, v.verify().Asked, "a look changes nothing")
+	asked := fix().Asked
+	require.Len(t, asked, 1)
+	require.Equal(t, v.collector, asked[0].Collector)
+	require.EqualValues(t, 3, asked[0].Numbers)
+	require.Nil(t, asked[0].Before)
+	require.Equal(t, asked[0].Request, fix().Asked[0].Request, "asked already")
+
+	snapshot := pulled.NewSnapshot(v.bus.ConfigBucket())
+	value, err := v.bus.ConfigBucket().Get(t.Context(), "resend."+v.collector.String())
+	require.NoError(t, err)
+	require.NoError(t, snapshot.Apply("resend."+v.collector.String(), value))
+	answer, _ := snapshot.Answer(v.collector)
+	require.Equal(t, []pulled.Range{{Epoch: v.epoch, First: 2, Last: 3}, {Epoch: v.epoch, First: 5, Last: 5}}, answer.Resend.Ranges)
+
+	// The collector still had two of the three.
+	require.NoError(t, snapshot.Report(t.Context(), v.collector, pulled.State{Resent: &pulled.Resent{ID: asked[0].Request, Found: 2, Missing: 1}}))
+	v.send(2, 3)
+	v.ingested()
+	again := fix().Asked
+	require.NotEqual(t, asked[0].Request, again[0].Request)
+	require.EqualValues(t, 1, again[0].Numbers)
+	require.Equal(t, &pulled.Resent{ID: asked[0].Request, Found: 2, Missing: 1}, again[0].Before)
+	v.send(5)
+	v.ingested()
+	r := fix()
+	require.True(t, r.Clean())
+	require.Empty(t, r.Asked)
 }

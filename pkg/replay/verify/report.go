@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+
+	"pganalytics/pkg/policy/pulled"
 )
 
 // Class says where a numbered batch is.
@@ -64,6 +66,31 @@ type Report struct {
 	// that is replayable; zero: none.
 	ReplayFrom uint64 `json:"replay_from_seq,omitzero"`
 	ReplayTo   uint64 `json:"replay_to_seq,omitzero"`
+
+	// Asked are the collectors that were asked to send lost batches again. Run
+	// leaves it empty: it changes nothing.
+	Asked []Asked `json:"asked,omitempty"`
+}
+
+// Asked is a request to a collector to send lost batches again.
+type Asked struct {
+	Collector uuid.UUID `json:"collector"`
+	Request   uuid.UUID `json:"request"`
+	At        time.Time `json:"at"`      // before this verification if the same was asked already
+	Numbers   uint64    `json:"numbers"` // that were asked for; what is beyond pulled.MaxRanges waits for the next time
+	// Before is what came of the collector's last request; nil: there was none.
+	Before *pulled.Resent `json:"before,omitempty"`
+}
+
+// Lost returns the lost numbers of each collector, as far as Gaps has them.
+func (r *Report) Lost() map[uuid.UUID][]pulled.Range {
+	lost := map[uuid.UUID][]pulled.Range{}
+	for _, g := range r.Gaps {
+		if g.Class == Lost {
+			lost[g.Collector] = append(lost[g.Collector], pulled.Range{Epoch: g.Epoch, First: g.First, Last: g.Last})
+		}
+	}
+	return lost
 }
 
 // Clean reports whether nothing was found that somebody must act on.
