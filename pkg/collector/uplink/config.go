@@ -70,7 +70,7 @@ type next struct {
 	told    chan struct{} // one: something was told since it was looked at
 }
 
-func newNext() *next { return &next{check: time.Minute, told: make(chan struct{}, 1)} }
+func newNext() *next { return &next{told: make(chan struct{}, 1)} }
 
 // maxCheckIn bounds what a gateway may ask for, so that a slip there does not
 // keep a collector from its configuration.

@@ -1,6 +1,7 @@
 package uplink
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -27,6 +28,10 @@ const PulledName = "pulled.json"
 type PullerConfig struct {
 	// File keeps the last good document, mode 0600.
 	File string
+
+	// CheckIn is the pause between two looks until a gateway tells another.
+	// Defaults to 1m; jittered by a quarter.
+	CheckIn time.Duration
 
 	// Apply puts a document in force: at once, and whatever it says.
 	Apply func(policy.Document)
@@ -64,6 +69,7 @@ type held struct {
 // NewPuller makes a puller and reads what it holds. A file that is spoilt is
 // logged and counts as none.
 func NewPuller(cfg PullerConfig, client *Client, cat *catalogue.Catalogue, log *slog.Logger) *Puller {
+	client.next.tell(0, cmp.Or(cfg.CheckIn, time.Minute))
 	p := &Puller{cfg: cfg, client: client, catalogue: cat, log: log}
 	if err := p.load(); err != nil {
 		log.Error("pulled configuration on disk is not readable; it is pulled again", "err", err)

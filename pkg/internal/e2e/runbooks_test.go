@@ -26,18 +26,19 @@ func TestTheRunbooksWorkAsTheyStand(t *testing.T) {
 	b := openBook(t)
 	var ran atomic.Int32
 	scenarios := map[string]func(*testing.T, *book){
-		"the database is away":     databaseAway,
-		"restored from a backup":   restoredFromABackup,
-		"a standby was behind":     standbyBehind,
-		"a wrong batch":            wrongBatch,
-		"dead letters":             deadLetters,
-		"a nats server is lost":    natsServerLost,
-		"the stream is full":       streamFull,
-		"no ingester":              noIngester,
-		"a bad catalogue":          badCatalogue,
-		"a collector is locked":    collectorLocked,
-		"a part kept for longer":   partKept,
-		"a collector goes offline": collectorOffline,
+		"the database is away":       databaseAway,
+		"restored from a backup":     restoredFromABackup,
+		"a standby was behind":       standbyBehind,
+		"a wrong batch":              wrongBatch,
+		"dead letters":               deadLetters,
+		"a nats server is lost":      natsServerLost,
+		"the stream is full":         streamFull,
+		"no ingester":                noIngester,
+		"a bad catalogue":            badCatalogue,
+		"a collector is locked":      collectorLocked,
+		"a part kept for longer":     partKept,
+		"a collector goes offline":   collectorOffline,
+		"a collector reads too much": collectorReadsTooMuch,
 	}
 	t.Run("parts", func(t *testing.T) {
 		for name, scenario := range scenarios {
