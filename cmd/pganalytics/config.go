@@ -110,19 +110,25 @@ Example: pganalytics config set db1 --file db1.yaml --comment "statements every 
 // Run sets it.
 func (c *configSetCmd) Run(con console) error {
 	return c.change(con, c.said, c.formatted, func(*service.Configs, service.ConfigTarget) (string, string, error) {
-		file, err := os.Stdin, error(nil)
-		if c.File != "-" {
-			if file, err = os.Open(c.File); err != nil {
-				return "", "", err
-			}
-			defer func() { _ = file.Close() }() // it was read
+		text, err := readDocument(c.File)
+		if err == nil && text == "" {
+			err = fmt.Errorf("%s is empty; config unset takes a configuration back", c.File)
 		}
-		text, err := io.ReadAll(io.LimitReader(file, policy.MaxDocumentBytes+1))
-		if err == nil && len(text) == 0 {
-			err = fmt.Errorf("%s is empty; config unset takes a configuration back", file.Name())
-		}
-		return file.Name(), string(text), err
+		return c.File, text, err
 	})
+}
+
+func readDocument(name string) (string, error) {
+	file := os.Stdin
+	if name != "-" {
+		var err error
+		if file, err = os.Open(name); err != nil {
+			return "", err
+		}
+		defer func() { _ = file.Close() }() // it was only read
+	}
+	text, err := io.ReadAll(io.LimitReader(file, policy.MaxDocumentBytes+1))
+	return string(text), err
 }
 
 type configUnsetCmd struct {
