@@ -138,6 +138,26 @@ func TestABucketMadeAnewIsFilledAndNobodyIsToldOfItsLack(t *testing.T) {
 	})
 }
 
+// ordered notes in which order keys are written.
+type ordered struct {
+	*bus.Bucket
+	keys []string
+}
+
+func (o *ordered) Revise(ctx context.Context, key string, change func([]byte) []byte) error {
+	o.keys = append(o.keys, key)
+	return o.Bucket.Revise(ctx, key, change)
+}
+
+func TestTheDefaultIsPublishedLast(t *testing.T) {
+	t.Parallel()
+	w := setup(t)
+	id := uuid.New()
+	o := &ordered{Bucket: w.bucket}
+	require.NoError(t, pulled.Reconcile(t.Context(), committed{{Number: 1, Document: "fleet"}, {Number: 2, Collector: id, Document: "own"}}, o))
+	require.Equal(t, []string{"document." + id.String(), "document.default"}, o.keys, "or a collector takes it for want of its own")
+}
+
 func TestASnapshotOutlivesItsServer(t *testing.T) {
 	t.Parallel()
 	w := setup(t)
