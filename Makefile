@@ -100,17 +100,19 @@ fmt: $(LINT) ## Format all Go code.
 	@$(LINT) fmt
 
 .PHONY: generate
-generate: go ## Regenerate the code that is generated.
+generate: go ## Regenerate code and documentation that are generated.
 	@$(GO) run -C tools/protoc . $(CURDIR)/schemas/batch.proto $(CURDIR)
 	@$(GO) test ./pkg/authsvc -count=1 -run '^TestOpenAPIIsWhatTheRoutesSay$$' -update >/dev/null
+	@$(GO) test ./pkg/catalogue/manual -count=1 -update >/dev/null
 
 .PHONY: check-generated
-check-generated: go ## Check that the generated code is up to date.
+check-generated: go ## Check that what is generated is up to date.
 	@fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; \
 	$(GO) run -C tools/protoc . $(CURDIR)/schemas/batch.proto "$$fresh"; \
 	(cd "$$fresh" && find . -type f) | while read -r file; do \
 		diff -u "$$file" "$$fresh/$$file" || { echo "$$file is out of date: run make generate" >&2; exit 1; }; \
 	done
+	@$(GO) test ./pkg/catalogue/manual -count=1 >/dev/null || { echo "docs/metrics.md or docs/collector.md is out of date: run make generate" >&2; exit 1; }
 
 .PHONY: clean
 clean: ## Delete what was built. (The database packages: scripts/timescaledb.sh uninstall.)
