@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"io"
 
 	"pganalytics/pkg/collector"
 )
@@ -17,6 +18,25 @@ func (c *checkCommand) Run(ctx context.Context, io *streams) error {
 		return err
 	}
 	return collector.Check(ctx, cfg, cat, io.out)
+}
+
+type setupSQLCommand struct {
+	families
+	Role string `default:"pganalytics" help:"Role that the collector logs in as."`
+}
+
+// Run prints the script. It connects to nothing.
+func (c *setupSQLCommand) Run(streams *streams) error {
+	cat, err := c.load()
+	if err != nil {
+		return err
+	}
+	script, err := collector.SetupSQL(cat, c.Role)
+	if err != nil {
+		return err
+	}
+	_, err = io.WriteString(streams.out, script)
+	return err
 }
 
 type statusCommand struct {

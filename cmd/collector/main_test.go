@@ -36,7 +36,7 @@ func command(t *testing.T, args ...string) (string, error) {
 func TestHelpIsGolden(t *testing.T) {
 	t.Parallel()
 	var all strings.Builder
-	for _, args := range [][]string{{}, {"enroll"}, {"run"}, {"check"}, {"status"}} {
+	for _, args := range [][]string{{}, {"enroll"}, {"run"}, {"check"}, {"setup-sql"}, {"status"}} {
 		text, err := command(t, append(args, "--help")...)
 		require.NoError(t, err)
 		all.WriteString(text + "\n")

@@ -27,16 +27,25 @@ type source struct {
 	ConninfoEnv  string   `help:"Without --config: name of the variable that holds the server's URL or DSN; may hold a password."`
 	Include      []string `help:"Without --config: patterns of databases to read. Defaults to all."`
 	Exclude      []string `help:"Without --config: patterns of databases not to read."`
+	families
+}
+
+// families says what there is to collect.
+type families struct {
 	CatalogueDir []string `type:"existingdir" help:"Directory with metric families of your own (*.yaml), beside the built-in ones. May be given several times."`
+}
+
+func (f *families) load() (*catalogue.Catalogue, error) {
+	dirs := []fs.FS{schemas.Metrics}
+	for _, dir := range f.CatalogueDir {
+		dirs = append(dirs, os.DirFS(dir))
+	}
+	return catalogue.Load(dirs...)
 }
 
 func (s *source) load() (collector.Config, *catalogue.Catalogue, error) {
 	var cfg collector.Config
-	dirs := []fs.FS{schemas.Metrics}
-	for _, dir := range s.CatalogueDir {
-		dirs = append(dirs, os.DirFS(dir))
-	}
-	cat, err := catalogue.Load(dirs...)
+	cat, err := s.families.load()
 	if err != nil {
 		return cfg, nil, err
 	}

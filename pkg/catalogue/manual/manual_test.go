@@ -19,14 +19,14 @@ var update = flag.Bool("update", false, "write docs/metrics.md and the table of 
 // docs returns the file of a page.
 func docs(name string) string { return filepath.Join("..", "..", "..", "docs", name) }
 
-func requirePage(t *testing.T, name, want string) {
+func requirePage(t *testing.T, name, page string) {
 	t.Helper()
 	if *update {
-		require.NoError(t, os.WriteFile(docs(name), []byte(want), 0o600))
+		require.NoError(t, os.WriteFile(docs(name), []byte(page), 0o600))
 	}
-	have, err := os.ReadFile(docs(name))
+	committed, err := os.ReadFile(docs(name))
 	require.NoError(t, err)
-	require.Equal(t, string(have), want, "docs/%s is out of date: run make generate", name)
+	require.Equal(t, string(committed), page, "docs/%s is out of date: run make generate", name)
 }
 
 func TestThePageOfMetricsIsWhatTheCatalogueSays(t *testing.T) {
