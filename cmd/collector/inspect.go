@@ -13,7 +13,11 @@ type checkCommand struct {
 
 // Run reads every family once.
 func (c *checkCommand) Run(ctx context.Context, io *streams) error {
-	cfg, cat, err := c.load()
+	cat, err := c.catalogue()
+	if err != nil {
+		return err
+	}
+	cfg, err := c.load(cat)
 	if err != nil {
 		return err
 	}
@@ -27,7 +31,7 @@ type setupSQLCommand struct {
 
 // Run prints the script. It connects to nothing.
 func (c *setupSQLCommand) Run(streams *streams) error {
-	cat, err := c.load()
+	cat, err := c.catalogue()
 	if err != nil {
 		return err
 	}

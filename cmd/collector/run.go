@@ -8,19 +8,22 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"os/signal"
+	"syscall"
 	"time"
 
 	"pganalytics/pkg/catalogue"
 	"pganalytics/pkg/collector"
 	"pganalytics/pkg/collector/pgread"
 	"pganalytics/pkg/daemon"
+	"pganalytics/pkg/policy"
 	"pganalytics/schemas"
 )
 
 // source says what is collected: a file for any number of servers, or flags
 // for one.
 type source struct {
-	Config       string   `type:"path" xor:"source" help:"Configuration file (YAML) with servers, intervals, labels and limits of the spool."`
+	Config       string   `type:"path" xor:"source" help:"Configuration file (YAML) with servers, families, labels and limits; read again at SIGHUP."`
 	ServerName   string   `xor:"source" help:"Without --config: name of the one server to read."`
 	Conninfo     string   `help:"Without --config: the server's URL or DSN, without a password."`
 	ConninfoFile string   `type:"path" help:"Without --config: file with the server's URL or DSN; may hold a password."`
@@ -35,7 +38,7 @@ type families struct {
 	CatalogueDir []string `type:"existingdir" help:"Directory with metric families of your own (*.yaml), beside the built-in ones. May be given several times."`
 }
 
-func (f *families) load() (*catalogue.Catalogue, error) {
+func (f *families) catalogue() (*catalogue.Catalogue, error) {
 	dirs := []fs.FS{schemas.Metrics}
 	for _, dir := range f.CatalogueDir {
 		dirs = append(dirs, os.DirFS(dir))
@@ -43,24 +46,23 @@ func (f *families) load() (*catalogue.Catalogue, error) {
 	return catalogue.Load(dirs...)
 }
 
-func (s *source) load() (collector.Config, *catalogue.Catalogue, error) {
+// load reads what is to be collected.
+func (s *source) load(cat *catalogue.Catalogue) (collector.Config, error) {
 	var cfg collector.Config
-	cat, err := s.families.load()
-	if err != nil {
-		return cfg, nil, err
-	}
 	if s.Config != "" {
-		return cfg, cat, collector.ReadConfig(s.Config, cat, &cfg)
+		err := collector.ReadConfig(s.Config, cat, &cfg)
+		return cfg, err
 	}
 	if s.ServerName == "" {
-		return cfg, nil, errors.New("one of --config and --server-name is needed")
+		return cfg, errors.New("one of --config and --server-name is needed")
 	}
 	conninfo, err := collector.Conninfo{Plain: s.Conninfo, File: s.ConninfoFile, Env: s.ConninfoEnv}.Resolve()
 	if err != nil {
-		return cfg, nil, fmt.Errorf("server %q: %w", s.ServerName, err)
+		return cfg, fmt.Errorf("server %q: %w", s.ServerName, err)
 	}
-	cfg.Servers = []pgread.Config{{Name: s.ServerName, Conninfo: conninfo, Include: s.Include, Exclude: s.Exclude}}
-	return cfg, cat, nil
+	cfg.Policy.Databases = policy.Databases{Include: s.Include, Exclude: s.Exclude}
+	cfg.Servers = []collector.Server{{Config: pgread.Config{Name: s.ServerName, Conninfo: conninfo}}}
+	return cfg, nil
 }
 
 type runCommand struct {
@@ -76,14 +78,25 @@ type runCommand struct {
 // fsync.
 const stopMargin = 10 * time.Second
 
-// Run collects until ctx ends.
+// Run collects until ctx ends, and reads the configuration again at SIGHUP.
 func (c *runCommand) Run(ctx context.Context, io *streams) (err error) {
-	cfg, cat, err := c.load()
+	hangups := make(chan os.Signal, 1) // those that come meanwhile are one
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
+	cat, err := c.catalogue()
 	if err != nil {
 		return err
 	}
 	build := daemon.ThisBuild()
-	cfg.StateDir, cfg.Version, cfg.Pusher.Grace = c.StateDir, build.Version, c.StopGrace
+	load := func() (collector.Config, error) {
+		cfg, err := c.load(cat)
+		cfg.StateDir, cfg.Version, cfg.Pusher.Grace = c.StateDir, build.Version, c.StopGrace
+		return cfg, err
+	}
+	cfg, err := load()
+	if err != nil {
+		return err
+	}
 	log, reg := c.logger(io.err), daemon.NewRegistry(build)
 	col, err := collector.New(cfg, cat, log, reg)
 	if err != nil {
@@ -95,6 +108,7 @@ func (c *runCommand) Run(ctx context.Context, io *streams) (err error) {
 		return err
 	}
 	parts := append([]daemon.Part{admin.Part()}, col.Parts()...)
+	parts = append(parts, col.Reloading(hangups, load))
 	return daemon.Run(ctx, log, c.StopGrace+stopMargin, parts...)
 }
 

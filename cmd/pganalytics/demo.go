@@ -138,18 +138,18 @@ func collectorConfig(conninfoFile string) string {
 	return fmt.Sprintf(`servers:
   - name: demo
     conninfo_file: %s
-intervals:
-  pg_instance: 2s
-  pg_stat_database: 2s
-  pg_stat_activity_summary: 2s
-  pg_stat_statements: 5s
-  pg_stat_statements_text: 5s
-  pg_stat_user_tables: 5s
-  pg_stat_bgwriter: 5s
-  pg_stat_checkpointer: 5s
-  pg_stat_wal: 2s
-  pg_locks: 2s
-  pg_settings: 60s
+families:
+  pg_instance: {interval: 2s}
+  pg_stat_database: {interval: 2s}
+  pg_stat_activity_summary: {interval: 2s}
+  pg_stat_statements: {interval: 5s}
+  pg_stat_statements_text: {interval: 5s}
+  pg_stat_user_tables: {interval: 5s}
+  pg_stat_bgwriter: {interval: 5s}
+  pg_stat_checkpointer: {interval: 5s}
+  pg_stat_wal: {interval: 2s}
+  pg_locks: {interval: 2s}
+  pg_settings: {interval: 60s}
 `, conninfoFile)
 }
 

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
@@ -22,23 +23,31 @@ import (
 	"pganalytics/pkg/collector/spool"
 	"pganalytics/pkg/collector/uplink"
 	"pganalytics/pkg/daemon"
+	"pganalytics/pkg/policy"
 )
 
 // Collector is a collector that is ready to run.
 type Collector struct {
-	log      *slog.Logger
-	client   *uplink.Client
-	spool    *spool.Spool
-	pusher   *uplink.Pusher
-	gatherer *gatherer
-	servers  []*pgread.Server
-	sections chan []batch.Section // not buffered: what is read is taken at once or nothing more is read
+	log       *slog.Logger
+	catalogue *catalogue.Catalogue
+	identity  *uplink.Identity
+	client    *uplink.Client
+	spool     *spool.Spool
+	pusher    *uplink.Pusher
+	gatherer  *gatherer
+	fleet     *fleet
+	metrics   *metrics
+	sections  chan []batch.Section // not buffered: what is read is taken at once or nothing more is read
+
+	mu     sync.Mutex
+	cfg    Config
+	pulled policy.Document
 }
 
 // New opens the spool and makes everything else; it connects to nothing. Close
 // it when it has run. Errors: uplink.ErrNotEnrolled, spool.ErrLocked.
 func New(cfg Config, cat *catalogue.Catalogue, log *slog.Logger, reg prometheus.Registerer) (*Collector, error) {
-	if err := cfg.Validate(cat); err != nil {
+	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
 	id, err := uplink.LoadIdentity(cfg.StateDir)
@@ -46,22 +55,18 @@ func New(cfg Config, cat *catalogue.Catalogue, log *slog.Logger, reg prometheus.
 		return nil, err
 	}
 	cfg.setDefaults(id)
-	c := &Collector{log: log, sections: make(chan []batch.Section)}
+	c := &Collector{log: log, catalogue: cat, identity: id, cfg: cfg, metrics: newMetrics(reg), sections: make(chan []batch.Section)}
 	if c.spool, err = spool.Open(cfg.Spool, log, reg); err != nil {
 		return nil, err
 	}
-	m, read := newMetrics(reg), pgread.NewMetrics(reg)
-	p := newPressure(c.spool.Stats, log, m)
-	for _, s := range cfg.Servers {
+	read, p := pgread.NewMetrics(reg), newPressure(c.spool.Stats, log, c.metrics)
+	c.fleet = newFleet(func(s pgread.Config) (*pgread.Server, error) {
 		s.CollectorID, s.UpTo = id.CollectorID, p.upTo
-		server, err := pgread.NewServer(s, cat, log, read, c.sections)
-		if err != nil {
-			return nil, errors.Join(err, c.spool.Close())
-		}
-		c.servers = append(c.servers, server)
-	}
+		return pgread.NewServer(s, cat, log, read, c.sections)
+	}, log, c.metrics)
+	c.fleet.want(cfg.readers(cat, c.pulled))
 	from := sender{collectorID: id.CollectorID, hostname: cfg.Hostname, version: cfg.Version, labels: cfg.labels()}
-	if c.gatherer, err = newGatherer(from, c.spool, log, m); err != nil {
+	if c.gatherer, err = newGatherer(from, c.spool, log, c.metrics); err != nil {
 		return nil, errors.Join(err, c.spool.Close())
 	}
 	c.client = uplink.NewClient(id, cfg.StateDir, reg)
@@ -100,15 +105,12 @@ func (c *Collector) Parts() []daemon.Part {
 // collect reads all servers until ctx ends and returns when everything that
 // was read is in the spool.
 func (c *Collector) collect(ctx context.Context) error {
-	var gathering, reading errgroup.Group
+	var gathering errgroup.Group
 	gathering.Go(func() error {
 		c.gatherer.run(ctx, c.sections)
 		return nil
 	})
-	for _, s := range c.servers {
-		reading.Go(func() error { return s.Run(ctx) })
-	}
-	err := reading.Wait()
+	err := c.fleet.run(ctx)
 	close(c.sections)
 	return errors.Join(err, gathering.Wait())
 }

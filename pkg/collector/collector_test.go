@@ -33,8 +33,6 @@ type line struct {
 	done   chan error
 }
 
-var eachSecond = policy.Reading{Interval: time.Second, MaxRows: policy.DefaultMaxRows}
-
 func newLine(t *testing.T) *line {
 	t.Helper()
 	l := &line{t: t, far: farend.New(t, nil, farend.OK)}
@@ -49,11 +47,11 @@ func newLine(t *testing.T) *line {
 	l.cfg = Config{
 		StateDir: dir,
 		Labels:   map[string]string{"env": "test"},
-		Servers: []pgread.Config{{
-			Name: "db1", Conninfo: testdb.Empty(t),
-			Families: map[string]policy.Reading{"pg_stat_database": eachSecond, "pg_instance": eachSecond},
+		Policy: policy.Policy{Families: map[string]policy.Setting{
+			"pg_stat_database": {Interval: time.Second}, "pg_instance": {Interval: time.Second},
 		}},
-		Pusher: uplink.PusherConfig{MinBackoff: time.Millisecond, MaxBackoff: 20 * time.Millisecond, Grace: 2 * time.Second},
+		Servers: []Server{{Config: pgread.Config{Name: "db1", Conninfo: testdb.Empty(t)}}},
+		Pusher:  uplink.PusherConfig{MinBackoff: time.Millisecond, MaxBackoff: 20 * time.Millisecond, Grace: 2 * time.Second},
 	}
 	return l
 }
@@ -164,7 +162,7 @@ func TestStatusShowsARunningCollector(t *testing.T) {
 func TestCheckSaysWhatWorksAndWhyNot(t *testing.T) {
 	t.Parallel()
 	l := newLine(t)
-	l.cfg.Servers = append(l.cfg.Servers, pgread.Config{Name: "gone", Conninfo: "host=127.0.0.1 port=1 dbname=x"})
+	l.cfg.Servers = append(l.cfg.Servers, Server{Config: pgread.Config{Name: "gone", Conninfo: "host=127.0.0.1 port=1 dbname=x"}})
 	var out bytes.Buffer
 	require.Error(t, Check(t.Context(), l.cfg, l.cat, &out))
 	require.Regexp(t, `pg_stat_database +works`, out.String())

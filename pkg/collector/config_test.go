@@ -10,44 +10,98 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"pganalytics/pkg/catalogue"
 	"pganalytics/pkg/collector/pgread"
+	"pganalytics/pkg/policy"
 )
 
-func TestConfigurationFileIsRead(t *testing.T) {
+func defaultCatalogue(t *testing.T) *catalogue.Catalogue {
+	t.Helper()
+	c, err := catalogue.Default()
+	require.NoError(t, err)
+	return c
+}
+
+// secretFile makes a file with a conninfo that nobody else may read.
+func secretFile(t *testing.T, conninfo string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "conninfo")
+	require.NoError(t, os.WriteFile(file, []byte(conninfo+"\n"), 0o600))
+	return file
+}
+
+func TestAServerSaysWhatTheFileDoesNotAndAPulledDocumentStandsAboveBoth(t *testing.T) {
 	t.Parallel()
-	secret := filepath.Join(t.TempDir(), "conninfo")
-	require.NoError(t, os.WriteFile(secret, []byte("postgres://me:s3cret@db2/postgres\n"), 0o600))
+	cat := defaultCatalogue(t)
 	var cfg Config
 	require.NoError(t, parseConfig("c.yaml", []byte(`
 hostname: host1
 labels: {env: prod}
-statement_timeout: 3s
-intervals: {pg_locks: 30s}
-spool: {max_bytes: 512MiB}
 servers:
   - name: one
     conninfo: postgres://me@db1/postgres
-    databases: {include: ["app*"], exclude: [app_old]}
+    databases: {include: ["app*"]}
+    preset: minimal
+    query_text: full
+    lock_timeout: 50ms
   - name: two
-    conninfo_file: `+secret+`
-    intervals: {pg_locks: off}
-`), loadLocks(t), &cfg))
-	require.Len(t, cfg.Servers, 2)
+    conninfo_file: `+secretFile(t, "postgres://me:s3cret@db2/postgres")+`
+    families: {pg_locks: off, pg_stat_wal: on}
+preset: standard
+families: {pg_locks: {interval: 30s, max_rows: 7}, pg_stat_wal: {interval: 5s}}
+databases: {include: ["*"], exclude: [app_old]}
+query_text: off
+statement_timeout: 3s
+lock_timeout: 80ms
+connect_timeout: 9s
+spool: {dir: /spool, max_bytes: 512MiB}
+`), cat, &cfg))
 	require.Equal(t, int64(512<<20), cfg.Spool.MaxBytes)
+	require.Equal(t, "/spool", cfg.Spool.Dir)
 	require.Equal(t, map[string]string{"env": "prod"}, cfg.Labels)
-	require.Equal(t, 30*time.Second, cfg.Servers[0].Families["pg_locks"].Interval)
-	require.NotContains(t, cfg.Servers[1].Families, "pg_locks")
-	require.Equal(t, 3*time.Second, cfg.Servers[1].StatementTimeout)
-	require.Equal(t, []string{"app*"}, cfg.Servers[0].Include)
-	require.Equal(t, "postgres://me:s3cret@db2/postgres", cfg.Servers[1].Conninfo)
+
+	local := cfg.readers(cat, policy.Document{})
+	one, two := local["one"], local["two"]
+	require.Equal(t, policy.Reading{Interval: 30 * time.Second, MaxRows: 7}, one.Families["pg_locks"])
+	require.NotContains(t, one.Families, "pg_settings", "not in the server's preset")
+	require.Contains(t, two.Families, "pg_settings")
+	require.NotContains(t, two.Families, "pg_locks")
+	require.Equal(t, time.Minute, two.Families["pg_stat_wal"].Interval, "on is the catalogue's")
+	require.Equal(t, []string{"app*"}, one.Include)
+	require.Equal(t, []string{"app_old"}, one.Exclude)
+	require.Equal(t, "postgres://me:s3cret@db2/postgres", two.Conninfo)
+	require.Equal(t, []any{pgread.TextFull, pgread.TextOff}, []any{one.QueryText, two.QueryText})
+	require.Equal(t, []time.Duration{3 * time.Second, 50 * time.Millisecond, 9 * time.Second},
+		[]time.Duration{one.StatementTimeout, one.LockTimeout, one.ConnectTimeout})
+	require.Equal(t, 80*time.Millisecond, two.LockTimeout)
+
+	pulled, err := policy.Parse("pulled", []byte(`
+preset: exhaustive
+families: {pg_locks: {interval: 10s}}
+databases: {exclude: []}
+servers: {two: {families: {pg_stat_wal: off}}}
+`), cat)
+	require.NoError(t, err)
+	above := cfg.readers(cat, pulled)
+	require.Equal(t, policy.Reading{Interval: 10 * time.Second, MaxRows: 7}, above["one"].Families["pg_locks"])
+	require.Contains(t, above["one"].Families, "pg_settings")
+	require.Contains(t, above["two"].Families, "pg_locks")
+	require.NotContains(t, above["two"].Families, "pg_stat_wal")
+	require.Empty(t, above["two"].Exclude)
+	require.Equal(t, local["one"].Conninfo, above["one"].Conninfo)
 }
 
 func TestAllFaultsOfAConfigurationAreReportedWithTheirLines(t *testing.T) {
 	t.Parallel()
+	open := secretFile(t, "postgres://me:s3cret@db1/x")
+	require.NoError(t, os.Chmod(open, 0o604))
 	err := parseConfig("c.yaml", []byte(`hostnme: x
-intervals:
-  pg_lock: 30s
-  pg_locks: soon
+preset: all
+families:
+  pg_lock: on
+  pg_locks: {interval: soon}
+query_text: some
+statement_timeout: 1h
 spool: {max_bytes: lots}
 spool: {max_bytes: 1GiB}
 servers:
@@ -64,24 +118,69 @@ servers:
   - name: five
     conninfo: host=y
     datbases: {}
-`), loadLocks(t), &Config{})
+  - name: six
+    conninfo_file: `+open+`
+  - name: postgres://me:s3cret@db1/x
+    conninfo: host=x
+  - name: seven
+    conninfo_env: PGANALYTICS_TEST_NOT_SET
+  - conninfo: "nonsense s3cret"
+intervals: {pg_locks: 30s}
+`), defaultCatalogue(t), &Config{})
 	require.Error(t, err)
 	for _, want := range []string{
 		`c.yaml:1: the configuration has no key "hostnme"`,
-		`c.yaml:3: no family "pg_lock"`,
-		`c.yaml:4: interval of pg_locks: "soon"`,
-		`c.yaml:5: "lots"`,
-		`c.yaml:6: the configuration has key "spool" twice`,
-		`c.yaml:8: server "one": conninfo must not hold a password`,
-		`c.yaml:10: server "two": conninfo must not hold a password`,
-		`c.yaml:12: server "three": exactly one of conninfo`,
-		`c.yaml:13: server "four": bad database pattern`,
-		`c.yaml:18: server "five": name is used twice`,
-		`c.yaml:20: a server has no key "datbases"`,
+		`c.yaml:2: unknown preset "all"`,
+		`c.yaml:4: no family "pg_lock"`,
+		`c.yaml:5: interval "soon"`,
+		`c.yaml:6: query_text "some": must be off, redacted or full`,
+		`c.yaml:7: "1h"`,
+		`c.yaml:8: "lots"`,
+		`c.yaml:9: the configuration has key "spool" twice`,
+		`c.yaml:11: server "one": conninfo must not hold a password`,
+		`c.yaml:13: server "two": conninfo must not hold a password`,
+		`c.yaml:15: server "three": exactly one of conninfo`,
+		`c.yaml:18: bad pattern "["`,
+		`c.yaml:21: server "five": name is used twice`,
+		`c.yaml:23: a server has no key "datbases"`,
+		`c.yaml:24: server "six": conninfo_file ` + open + ` has mode 0604, so others may read it`,
+		`c.yaml:26: a server's name must not be its conninfo`,
+		`c.yaml:28: server "seven": conninfo_env: variable PGANALYTICS_TEST_NOT_SET is not set`,
+		`c.yaml:30: server has no name`,
+		`conninfo is not valid`,
+		`c.yaml:31: the configuration has no key "intervals"`,
 	} {
 		require.ErrorContains(t, err, want)
 	}
 	require.NotContains(t, err.Error(), "s3cret")
+}
+
+func TestAFileOfTwoDocumentsOrNoneIsNoConfiguration(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"":                            "c.yaml:1: the file is empty",
+		"hostname: x\n---\nservers: ": "there must be one document",
+		"hostname: [":                 "c.yaml: yaml: line",
+		"- x":                         "c.yaml:1: the configuration must be a mapping",
+	} {
+		require.ErrorContains(t, parseConfig("c.yaml", []byte(text), defaultCatalogue(t), &Config{}), want)
+	}
+}
+
+// libpq's rule for key files, which its users know.
+func TestAConninfoFileMustNotBeOpenToOthers(t *testing.T) {
+	t.Parallel()
+	file := secretFile(t, "host=x")
+	asRoot := os.Geteuid() == 0 // the file is root's then
+	for mode, taken := range map[os.FileMode]bool{
+		0o600: true, 0o400: true, 0o700: true, 0o640: asRoot, 0o440: asRoot, 0o660: false, 0o604: false, 0o644: false, 0o601: false,
+	} {
+		require.NoError(t, os.Chmod(file, mode))
+		_, err := Conninfo{File: file}.Resolve()
+		require.Equal(t, taken, err == nil, "%o: %v", mode, err)
+	}
+	require.True(t, mountedSecret("/run/secrets/conninfo"))
+	require.False(t, mountedSecret("/run/secrets/../x"))
 }
 
 func TestBytesAreParsed(t *testing.T) {
@@ -95,7 +194,7 @@ func TestBytesAreParsed(t *testing.T) {
 
 func TestAConfigurationForNoServerIsRefused(t *testing.T) {
 	t.Parallel()
-	err := (&Config{Labels: map[string]string{"1": "x"}}).Validate(loadLocks(t))
+	err := (&Config{Labels: map[string]string{"1": "x"}}).Validate()
 	for _, want := range []string{"state-dir", "no servers", "label"} {
 		require.ErrorContains(t, err, want)
 	}
@@ -108,7 +207,7 @@ func TestWhatNoGatewayTakesIsNoConfiguration(t *testing.T) {
 	for i := range 65 {
 		many["l"+strconv.Itoa(i)] = "x"
 	}
-	one := func(name string) []pgread.Config { return []pgread.Config{{Name: name, Conninfo: "host=x"}} }
+	one := func(name string) []Server { return []Server{{Config: pgread.Config{Name: name, Conninfo: "host=x"}}} }
 	for fault, cfg := range map[string]Config{
 		"":                          {Servers: one(strings.Repeat("é", 127)), Hostname: "h", Labels: map[string]string{strings.Repeat("x", 63): ""}},
 		`server "two\nlines"`:       {Servers: one("two\nlines")},
@@ -119,7 +218,7 @@ func TestWhatNoGatewayTakesIsNoConfiguration(t *testing.T) {
 		"65 labels: at most 64 are": {Servers: one("x"), Labels: many},
 	} {
 		cfg.StateDir = "state"
-		err := cfg.Validate(loadLocks(t))
+		err := cfg.Validate()
 		if fault == "" {
 			require.NoError(t, err)
 			continue

@@ -1,9 +1,13 @@
 package collector
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
+	"strconv"
+	"strings"
 	"time"
 
 	"go.yaml.in/yaml/v3"
@@ -15,7 +19,7 @@ import (
 
 // ReadConfig reads the configuration file into c, over what c holds. All
 // faults are reported at once, each as file:line; unknown and repeated keys
-// are faults.
+// are faults. No fault shows a conninfo.
 func ReadConfig(path string, cat *catalogue.Catalogue, c *Config) error {
 	data, err := os.ReadFile(path)
 	if err != nil {
@@ -25,92 +29,102 @@ func ReadConfig(path string, cat *catalogue.Catalogue, c *Config) error {
 }
 
 func parseConfig(path string, data []byte, cat *catalogue.Catalogue, c *Config) error {
-	var doc yaml.Node
-	if err := yaml.Unmarshal(data, &doc); err != nil {
+	var doc, more yaml.Node
+	dec := yaml.NewDecoder(bytes.NewReader(data))
+	switch err := dec.Decode(&doc); {
+	case errors.Is(err, io.EOF):
+		return fmt.Errorf("%s:1: the file is empty", path)
+	case err != nil:
 		return fmt.Errorf("%s: %w", path, err)
 	}
-	p := &parser{path: path, catalogue: cat}
-	if len(doc.Content) == 0 {
-		return fmt.Errorf("%s:1: the file is empty", path)
+	if err := dec.Decode(&more); !errors.Is(err, io.EOF) {
+		return fmt.Errorf("%s:%d: there must be one document", path, max(more.Line, 1))
 	}
+	p := &parser{Parser: policy.Parser{File: path, Catalogue: cat}}
 	p.config(doc.Content[0], c)
-	return errors.Join(p.errs...)
+	return p.Err()
 }
 
-// parser walks the document and gathers its faults.
-type parser struct {
-	path      string
-	catalogue *catalogue.Catalogue
-	errs      []error
+// parser adds to policies what else a collector's file says.
+type parser struct{ policy.Parser }
 
-	intervalsOf []map[string]time.Duration // by server
-}
+// keys are what a mapping may have.
+type keys = map[string]func(*yaml.Node)
 
-func (p *parser) fail(n *yaml.Node, format string, args ...any) {
-	p.errs = append(p.errs, fmt.Errorf("%s:%d: %w", p.path, n.Line, fmt.Errorf(format, args...)))
-}
-
-// mapping calls the key's function with the value. Unknown and repeated keys
-// are faults.
-func (p *parser) mapping(n *yaml.Node, what string, keys map[string]func(*yaml.Node)) {
-	if n.Kind != yaml.MappingNode {
-		p.fail(n, "%s must be a mapping", what)
-		return
+func (p *parser) config(n *yaml.Node, c *Config) {
+	var all pgread.Config // what servers do not say themselves
+	known := p.Keys(&c.Policy)
+	p.limits(known, &all)
+	known["hostname"] = p.text(&c.Hostname)
+	known["labels"] = p.labels(&c.Labels)
+	known["spool"] = func(n *yaml.Node) {
+		p.Mapping(n, "spool", keys{
+			"dir":       p.text(&c.Spool.Dir),
+			"max_bytes": p.bytes(&c.Spool.MaxBytes),
+		})
 	}
-	seen := map[string]bool{}
-	for i := 0; i < len(n.Content); i += 2 {
-		key, value := n.Content[i], n.Content[i+1]
-		take, ok := keys[key.Value]
-		switch {
-		case !ok:
-			p.fail(key, "%s has no key %q", what, key.Value)
-		case seen[key.Value]:
-			p.fail(key, "%s has key %q twice", what, key.Value)
-		default:
-			take(value)
+	var servers []*yaml.Node
+	known["servers"] = func(n *yaml.Node) {
+		if n.Kind != yaml.SequenceNode || len(n.Content) == 0 {
+			p.Fault(n, "servers must be a list")
+			return
 		}
-		seen[key.Value] = true
+		servers = n.Content
+	}
+	p.Mapping(n, "the configuration", known)
+	for _, entry := range servers { // last, wherever in the file they stand
+		p.server(entry, all, c)
 	}
 }
 
-// each calls take with every name and value of a mapping whose keys are names.
-func (p *parser) each(n *yaml.Node, what string, take func(name, value *yaml.Node)) {
-	if n.Kind != yaml.MappingNode {
-		p.fail(n, "%s must be a mapping", what)
-		return
-	}
-	seen := map[string]bool{}
-	for i := 0; i < len(n.Content); i += 2 {
-		if name := n.Content[i]; seen[name.Value] {
-			p.fail(name, "%s has key %q twice", what, name.Value)
-		} else {
-			seen[name.Value] = true
-			take(name, n.Content[i+1])
+// limits adds the keys that all servers and each one may have.
+func (p *parser) limits(known keys, c *pgread.Config) {
+	known["statement_timeout"] = p.duration(&c.StatementTimeout)
+	known["lock_timeout"] = p.duration(&c.LockTimeout)
+	known["connect_timeout"] = p.duration(&c.ConnectTimeout)
+	known["query_text"] = func(n *yaml.Node) {
+		var err error
+		if c.QueryText, err = pgread.ParseTextPolicy(n.Value); err != nil {
+			p.Fault(n, "query_text %q: must be off, redacted or full", n.Value)
 		}
 	}
+}
+
+func (p *parser) server(n *yaml.Node, all pgread.Config, c *Config) {
+	s := Server{Config: all}
+	var info Conninfo
+	known := p.Keys(&s.Policy)
+	p.limits(known, &s.Config)
+	known["name"] = p.text(&s.Name)
+	known["conninfo"] = p.text(&info.Plain)
+	known["conninfo_file"] = p.text(&info.File)
+	known["conninfo_env"] = p.text(&info.Env)
+	p.Mapping(n, "a server", known)
+	if hasPassword(s.Name) {
+		p.Fault(n, "a server's name must not be its conninfo")
+		return
+	}
+	for _, other := range c.Servers {
+		if other.Name == s.Name && s.Name != "" {
+			p.Fault(n, "server %q: name is used twice", s.Name)
+		}
+	}
+	conninfo, err := info.Resolve()
+	if err != nil {
+		p.Fault(n, "server %q: %w", s.Name, err)
+	} else if s.Conninfo = conninfo; s.Validate() != nil {
+		p.Fault(n, "%w", s.Validate())
+	}
+	c.Servers = append(c.Servers, s)
 }
 
 func (p *parser) text(dst *string) func(*yaml.Node) {
 	return func(n *yaml.Node) {
 		if n.Kind != yaml.ScalarNode || n.Value == "" {
-			p.fail(n, "must be a text")
+			p.Fault(n, "must be a text")
 			return
 		}
 		*dst = n.Value
-	}
-}
-
-func (p *parser) texts(dst *[]string) func(*yaml.Node) {
-	return func(n *yaml.Node) {
-		if n.Kind != yaml.SequenceNode {
-			p.fail(n, "must be a list")
-			return
-		}
-		for _, entry := range n.Content {
-			var s string
-			p.text(&s)(entry)
-			*dst = append(*dst, s)
-		}
 	}
 }
 
@@ -118,129 +132,53 @@ func (p *parser) bytes(dst *int64) func(*yaml.Node) {
 	return func(n *yaml.Node) {
 		v, err := parseBytes(n.Value)
 		if err != nil {
-			p.fail(n, "%w", err)
+			p.Fault(n, "%w", err)
 		}
 		*dst = v
 	}
 }
+
+// maxTimeout keeps a typing slip from waiting for ever.
+const maxTimeout = 10 * time.Minute
 
 func (p *parser) duration(dst *time.Duration) func(*yaml.Node) {
 	return func(n *yaml.Node) {
 		v, err := time.ParseDuration(n.Value)
-		if err != nil || v <= 0 {
-			p.fail(n, "%q: must be a duration such as 500ms or 5s", n.Value)
+		if err != nil || v < time.Millisecond || v > maxTimeout {
+			p.Fault(n, "%q: must be a duration from 1ms to 10m, such as 500ms or 5s", n.Value)
 		}
 		*dst = v
-	}
-}
-
-func (p *parser) config(n *yaml.Node, c *Config) {
-	intervals := map[string]time.Duration{}
-	var statement, lock time.Duration
-	p.mapping(n, "the configuration", map[string]func(*yaml.Node){
-		"hostname":          p.text(&c.Hostname),
-		"labels":            p.labels(&c.Labels),
-		"intervals":         p.intervals(intervals),
-		"statement_timeout": p.duration(&statement),
-		"lock_timeout":      p.duration(&lock),
-		"spool": func(n *yaml.Node) {
-			p.mapping(n, "spool", map[string]func(*yaml.Node){
-				"dir":       p.text(&c.Spool.Dir),
-				"max_bytes": p.bytes(&c.Spool.MaxBytes),
-			})
-		},
-		"servers": func(n *yaml.Node) {
-			if n.Kind != yaml.SequenceNode {
-				p.fail(n, "servers must be a list")
-				return
-			}
-			for _, entry := range n.Content {
-				p.server(entry, c)
-			}
-		},
-	})
-	for i := range c.Servers {
-		s := &c.Servers[i]
-		s.StatementTimeout, s.LockTimeout = statement, lock
-		own := p.intervalsOf[i]
-		for family, d := range intervals {
-			if _, ok := own[family]; !ok {
-				own[family] = d
-			}
-		}
-		s.Families = readings(p.catalogue, own)
-	}
-}
-
-// readings returns how the families are read, with intervals other than the
-// catalogue's; 0 turns one off.
-func readings(cat *catalogue.Catalogue, intervals map[string]time.Duration) map[string]policy.Reading {
-	chosen := policy.Policy{Families: map[string]policy.Setting{}}
-	for family, d := range intervals {
-		chosen.Families[family] = policy.Setting{Off: d == 0, Interval: d}
-	}
-	return chosen.Resolve(cat)
-}
-
-func (p *parser) server(n *yaml.Node, c *Config) {
-	var s pgread.Config
-	intervals := map[string]time.Duration{}
-	var info Conninfo
-	p.mapping(n, "a server", map[string]func(*yaml.Node){
-		"name":          p.text(&s.Name),
-		"conninfo":      p.text(&info.Plain),
-		"conninfo_file": p.text(&info.File),
-		"conninfo_env":  p.text(&info.Env),
-		"intervals":     p.intervals(intervals),
-		"databases": func(n *yaml.Node) {
-			p.mapping(n, "databases", map[string]func(*yaml.Node){
-				"include": p.texts(&s.Include),
-				"exclude": p.texts(&s.Exclude),
-			})
-		},
-	})
-	conninfo, err := info.Resolve()
-	if err != nil {
-		p.fail(n, "server %q: %w", s.Name, err)
-		return
-	}
-	s.Conninfo = conninfo
-	if err := s.Validate(); err != nil {
-		p.fail(n, "%w", err)
-		return
-	}
-	for _, other := range c.Servers {
-		if other.Name == s.Name {
-			p.fail(n, "server %q: name is used twice", s.Name)
-		}
-	}
-	c.Servers = append(c.Servers, s)
-	p.intervalsOf = append(p.intervalsOf, intervals)
-}
-
-func (p *parser) intervals(dst map[string]time.Duration) func(*yaml.Node) {
-	return func(n *yaml.Node) {
-		p.each(n, "intervals", func(name, value *yaml.Node) {
-			if _, ok := p.catalogue.Family(name.Value); !ok {
-				p.fail(name, "no family %q in the catalogue", name.Value)
-			}
-			d, err := parseInterval(value.Value)
-			if err != nil {
-				p.fail(value, "interval of %s: %w", name.Value, err)
-			}
-			dst[name.Value] = d
-		})
 	}
 }
 
 func (p *parser) labels(dst *map[string]string) func(*yaml.Node) {
 	return func(n *yaml.Node) {
 		*dst = map[string]string{}
-		p.each(n, "labels", func(name, value *yaml.Node) {
+		p.Each(n, "labels", func(name, value *yaml.Node) {
 			if !labelName.MatchString(name.Value) || value.Kind != yaml.ScalarNode || !pgread.Acceptable(value.Value) {
-				p.fail(name, "label %q: name or value is not acceptable", name.Value)
+				p.Fault(name, "label %q: name or value is not acceptable", name.Value)
 			}
 			(*dst)[name.Value] = value.Value
 		})
 	}
+}
+
+// parseBytes reads a number of bytes such as 512MiB.
+func parseBytes(text string) (int64, error) {
+	units := []struct {
+		suffix string
+		factor int64
+	}{{"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}, {"TiB", 1 << 40}, {"", 1}}
+	for _, u := range units {
+		digits, ok := strings.CutSuffix(text, u.suffix)
+		if !ok {
+			continue
+		}
+		n, err := strconv.ParseInt(digits, 10, 64)
+		if err != nil || n <= 0 || n > (1<<62)/u.factor {
+			break
+		}
+		return n * u.factor, nil
+	}
+	return 0, fmt.Errorf("%q: must be a number of bytes such as 1073741824, 512MiB or 1GiB", text)
 }

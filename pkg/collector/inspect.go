@@ -14,13 +14,14 @@ import (
 	"pganalytics/pkg/collector/pgread"
 	"pganalytics/pkg/collector/spool"
 	"pganalytics/pkg/collector/uplink"
+	"pganalytics/pkg/policy"
 )
 
 // Check connects to every server and reads every family once. It writes what
 // works and why not, and returns an error if any server or family failed.
 func Check(ctx context.Context, cfg Config, cat *catalogue.Catalogue, out io.Writer) error {
 	failed := 0
-	for _, sc := range cfg.Servers {
+	for _, sc := range cfg.readers(cat, policy.Document{}) {
 		s, err := pgread.NewServer(sc, cat, slog.New(slog.DiscardHandler), pgread.NewMetrics(prometheus.NewRegistry()), nil)
 		if err != nil {
 			return err

@@ -30,7 +30,7 @@ import (
 func TestTheDeployedSystemStoresWhatItsCollectorReads(t *testing.T) {
 	dir := checkout(t)
 	// So that rows come at once.
-	change(t, dir, "deploy/collector.yaml", "servers:", "intervals: {pg_stat_database: 1s, pg_stat_statements: 1s}\nservers:")
+	change(t, dir, "deploy/collector.yaml", "servers:", "families: {pg_stat_database: {interval: 1s}, pg_stat_statements: {interval: 1s}}\nservers:")
 	s := newStack(t, dir)
 	for name := range s.host.project.Services {
 		s.up(name)

@@ -150,11 +150,11 @@ func (s *system) startCollector() {
 	require.NoError(s.t, os.WriteFile(config, []byte(`servers:
   - name: watched
     conninfo_env: WATCHED
-intervals:
-  pg_stat_database: 1s
-  pg_stat_activity_summary: 1s
-  pg_stat_wal: 1s
-  pg_locks: 1s
+families:
+  pg_stat_database: {interval: 1s}
+  pg_stat_activity_summary: {interval: 1s}
+  pg_stat_wal: {interval: 1s}
+  pg_locks: {interval: 1s}
 `), 0o600))
 	s.collector = s.run("collector", "run", "--state-dir", s.state(), "--config", config, "--admin-listen", "127.0.0.1:0")
 }
