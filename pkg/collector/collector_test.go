@@ -5,7 +5,9 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
+	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -31,6 +33,12 @@ type line struct {
 	cat    *catalogue.Catalogue
 	cancel context.CancelFunc
 	done   chan error
+
+	collector *Collector
+	registry  *prometheus.Registry
+	log       lockedBuffer
+	hangups   chan os.Signal
+	load      func() (Config, error) // what a reload reads
 }
 
 func newLine(t *testing.T) *line {
@@ -58,12 +66,16 @@ func newLine(t *testing.T) *line {
 
 func (l *line) start() {
 	l.t.Helper()
-	c, err := New(l.cfg, l.cat, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	l.registry, l.hangups = prometheus.NewRegistry(), make(chan os.Signal, 1)
+	log := slog.New(slog.NewTextHandler(&l.log, nil))
+	c, err := New(l.cfg, l.cat, log, l.registry)
 	require.NoError(l.t, err)
+	l.collector = c
 	ctx, cancel := context.WithCancel(l.t.Context())
 	l.cancel, l.done = cancel, make(chan error, 1)
+	parts := append(c.Parts(), c.Reloading(l.hangups, func() (Config, error) { return l.load() }))
 	go func() {
-		err := daemon.Run(ctx, slog.New(slog.DiscardHandler), 20*time.Second, c.Parts()...)
+		err := daemon.Run(ctx, log, 20*time.Second, parts...)
 		if closeErr := c.Close(); err == nil {
 			err = closeErr
 		}
@@ -101,6 +113,24 @@ func (l *line) pushed(n int) []*batchpb.PushRequest {
 		batches = append(batches, m)
 	}
 	return batches
+}
+
+// lockedBuffer keeps what is logged.
+type lockedBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
 }
 
 func requireNoGap(t *testing.T, batches []*batchpb.PushRequest) {

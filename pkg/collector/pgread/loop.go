@@ -53,6 +53,9 @@ func (s *Server) runInstance(ctx context.Context) {
 		if conn == nil {
 			conn = s.reach(ctx, link, tasks)
 		}
+		if ctx.Err() != nil {
+			return // an attempt to connect that was broken off says nothing of the server
+		}
 		if conn == nil {
 			s.unreached(due)
 			s.deliver(s.down(due))
