@@ -65,8 +65,7 @@ func New(cfg Config, cat *catalogue.Catalogue, log *slog.Logger, reg prometheus.
 		return pgread.NewServer(s, cat, log, read, c.sections)
 	}, log, c.metrics)
 	c.fleet.want(cfg.readers(cat, c.pulled))
-	from := sender{collectorID: id.CollectorID, hostname: cfg.Hostname, version: cfg.Version, labels: cfg.labels()}
-	if c.gatherer, err = newGatherer(from, c.spool, log, c.metrics); err != nil {
+	if c.gatherer, err = newGatherer(cfg.sender(id), c.spool, log, c.metrics); err != nil {
 		return nil, errors.Join(err, c.spool.Close())
 	}
 	c.client = uplink.NewClient(id, cfg.StateDir, reg)

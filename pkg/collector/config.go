@@ -137,6 +137,11 @@ func (c *Config) Validate() error {
 // minSpoolBytes is room for a few batches of the greatest size.
 const minSpoolBytes = 16 << 20
 
+// sender returns what batches say about who sends them.
+func (c *Config) sender(id *uplink.Identity) sender {
+	return sender{collectorID: id.CollectorID, hostname: c.Hostname, version: c.Version, labels: c.labels()}
+}
+
 // labels returns the labels sorted by name, so that a batch is always made of
 // the same bytes.
 func (c *Config) labels() []batch.Label {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
@@ -33,7 +34,7 @@ const retryFull = 5 * time.Second
 // into the spool. While the spool takes nothing, neither does the gatherer,
 // and so the readers stop.
 type gatherer struct {
-	sender  sender
+	sender  atomic.Pointer[sender] // exchanged when the configuration is read again
 	spool   *spool.Spool
 	log     *slog.Logger
 	metrics *metrics
@@ -49,7 +50,9 @@ func newGatherer(s sender, sp *spool.Spool, log *slog.Logger, m *metrics) (*gath
 	if err != nil {
 		return nil, fmt.Errorf("make compressor: %w", err)
 	}
-	return &gatherer{sender: s, spool: sp, log: log, metrics: m, zstd: z, wait: gatherTime}, nil
+	g := &gatherer{spool: sp, log: log, metrics: m, zstd: z, wait: gatherTime}
+	g.sender.Store(&s)
+	return g, nil
 }
 
 // run works until in is closed. Once ctx has ended it no longer waits for a
@@ -58,7 +61,7 @@ func (g *gatherer) run(ctx context.Context, in <-chan []batch.Section) {
 	for {
 		sections, open := <-in
 		sections, open = g.more(ctx, in, slices.Clip(sections), open) // the room behind it is the reader's
-		for _, part := range g.sender.split(sections) {
+		for _, part := range g.sender.Load().split(sections) {
 			g.take(ctx, part)
 		}
 		if !open {
@@ -72,7 +75,7 @@ func (g *gatherer) more(ctx context.Context, in <-chan []batch.Section, sections
 	timer := time.NewTimer(g.wait)
 	defer timer.Stop()
 	done, elapsed := ctx.Done(), timer.C
-	for open && g.sender.size(sections) < maxBatchBytes {
+	for open && g.sender.Load().size(sections) < maxBatchBytes {
 		var next []batch.Section
 		select {
 		case next, open = <-in:
@@ -118,7 +121,7 @@ func (g *gatherer) take(ctx context.Context, sections []batch.Section) {
 
 // encode makes the bytes that are sent, at every attempt the same ones.
 func (g *gatherer) encode(stamp spool.Stamp, sections []batch.Section) ([]byte, error) {
-	g.buf = g.sender.push(stamp, sections).Append(g.buf[:0])
+	g.buf = g.sender.Load().push(stamp, sections).Append(g.buf[:0])
 	body := g.zstd.EncodeAll(g.buf, nil)
 	if cap(g.buf) > 2*maxBatchBytes {
 		g.buf = nil // a single row; few are like it

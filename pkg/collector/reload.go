@@ -24,6 +24,8 @@ func (c *Collector) Reload(cfg Config) error {
 		c.log.Warn("changed settings of the spool need a new start of the collector")
 	}
 	c.cfg = cfg
+	from := cfg.sender(c.identity)
+	c.gatherer.sender.Store(&from)
 	c.fleet.want(c.cfg.readers(c.catalogue, c.pulled))
 	return nil
 }

@@ -19,6 +19,7 @@ import (
 	"pganalytics/pkg/batch"
 	"pganalytics/pkg/catalogue"
 	"pganalytics/pkg/collector/pgread"
+	"pganalytics/pkg/collector/spool"
 	"pganalytics/pkg/internal/testdb"
 	"pganalytics/pkg/policy"
 )
@@ -100,6 +101,10 @@ func (l *line) everythingRead() {
 		}
 	}
 	require.Positive(l.t, pushed)
+	stats, err := spool.Inspect(SpoolDir(l.cfg.StateDir))
+	require.NoError(l.t, err)
+	require.Zero(l.t, stats.Unsent, "stopping sends what is left")
+	require.Zero(l.t, testutil.ToFloat64(l.collector.metrics.lostRows))
 	require.InDelta(l.t, read, pushed, 0)
 }
 
@@ -113,7 +118,9 @@ func TestAReloadTouchesOnlyTheServersThatChange(t *testing.T) {
 	keptPID, changedPID := l.connected(kept), l.connected(changed)
 	l.connected(gone)
 
+	l.pushed(1)
 	next := l.cfg
+	next.Labels, next.Hostname = map[string]string{"env": "test", "rack": "7"}, "renamed"
 	slow := changed.server("changed")
 	slow.StatementTimeout = 7 * time.Second
 	next.Servers = []Server{kept.server("kept"), slow, added.server("added")}
@@ -145,6 +152,10 @@ func TestAReloadTouchesOnlyTheServersThatChange(t *testing.T) {
 	require.Equal(t, []string{keptPID, slowPID, addedPID}, slices.Concat(kept.sessions(), changed.sessions(), added.sessions()))
 	l.stop()
 	l.everythingRead()
+	batches := l.pushed(1)
+	first, last := batches[0], batches[len(batches)-1]
+	require.Len(t, first.Labels, 1)
+	require.Equal(t, "renamed rack=7", last.Hostname+" "+last.Labels[1].Name+"="+last.Labels[1].Value)
 }
 
 func TestAPulledPolicyIsAppliedToTheServersItConcerns(t *testing.T) {

@@ -53,8 +53,8 @@ func (s *Server) read(ctx context.Context, conn *pgconn.PgConn, database string,
 	if err == nil {
 		sections, err = s.sample(limited, conn, log, t, st, at)
 	}
-	if ctx.Err() != nil {
-		return nil
+	if err != nil && ctx.Err() != nil {
+		return nil // broken off; what was read to its end is handed over
 	}
 	s.metrics.query(start, err)
 	if err != nil {
