@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
 	"io"
 
 	"pganalytics/pkg/collector"
@@ -9,19 +11,39 @@ import (
 
 type checkCommand struct {
 	source
+	StateDir string `type:"path" default:"/var/lib/pganalytics-collector" help:"Directory with the identity, and the spool unless the configuration says otherwise."`
+	Offline  bool   `help:"Do not ask the gateway."`
+	Output   string `default:"text" enum:"text,json" help:"Form of what is printed: text or json."`
 }
 
-// Run reads every family once.
+// Run reads every family once, and errs if something that is configured does
+// not work.
 func (c *checkCommand) Run(ctx context.Context, io *streams) error {
 	cat, err := c.catalogue()
 	if err != nil {
 		return err
 	}
 	cfg, err := c.load(cat)
+	cfg.StateDir = c.StateDir
+	if err == nil {
+		err = cfg.Validate()
+	}
 	if err != nil {
 		return err
 	}
-	return collector.Check(ctx, cfg, cat, io.out)
+	findings, err := collector.Check(ctx, cfg, cat, c.Offline)
+	if err != nil {
+		return err
+	}
+	if c.Output == "json" {
+		err = json.NewEncoder(io.out).Encode(findings)
+	} else {
+		err = findings.Write(io.out)
+	}
+	if n := findings.Bad(); err == nil && n > 0 {
+		return fmt.Errorf("%d of what is configured does not work", n)
+	}
+	return err
 }
 
 type setupSQLCommand struct {

@@ -23,7 +23,7 @@ func main() {
 type commands struct {
 	Enroll   enrollCommand   `cmd:"" help:"Enrol this collector: make its key and have it certified."`
 	Run      runCommand      `cmd:"" help:"Collect and push until told to stop."`
-	Check    checkCommand    `cmd:"" help:"Connect to the servers and read every family once; say what works and why not."`
+	Check    checkCommand    `cmd:"" help:"Try everything once: directories, gateway, servers, families; say what works and why not."`
 	SetupSQL setupSQLCommand `cmd:"" name:"setup-sql" help:"Print the SQL that prepares a server for this collector: role, extensions, functions."`
 	Status   statusCommand   `cmd:"" help:"Show identity and spool of the collector, which may be running."`
 }

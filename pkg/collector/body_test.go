@@ -3,7 +3,6 @@ package collector
 import (
 	"math"
 	"testing"
-	"testing/fstest"
 	"time"
 
 	"github.com/google/uuid"
@@ -52,28 +51,6 @@ func locksSection(server string, at time.Time, values ...any) batch.Section {
 		s.Rows++
 	}
 	return s
-}
-
-const locks = `
-name: pg_locks
-description: Locks.
-scope: instance
-interval: 60s
-retention: 30d
-chunk: 1d
-key: [datname]
-columns:
-  - {name: datname, type: text, help: x}
-  - {name: count, type: bigint, kind: gauge, help: x}
-queries:
-  - {min_version: 13, sql: "select 'app'::text as datname, 3::bigint as count"}
-`
-
-func loadLocks(t *testing.T) *catalogue.Catalogue {
-	t.Helper()
-	cat, err := catalogue.Load(fstest.MapFS{"pg_locks.yaml": &fstest.MapFile{Data: []byte(locks)}})
-	require.NoError(t, err)
-	return cat
 }
 
 func TestAPushSaysAllThatTheSpoolNumberedIt(t *testing.T) {

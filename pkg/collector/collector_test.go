@@ -189,16 +189,6 @@ func TestStatusShowsARunningCollector(t *testing.T) {
 	require.Contains(t, out.String(), "unsent")
 }
 
-func TestCheckSaysWhatWorksAndWhyNot(t *testing.T) {
-	t.Parallel()
-	l := newLine(t)
-	l.cfg.Servers = append(l.cfg.Servers, Server{Config: pgread.Config{Name: "gone", Conninfo: "host=127.0.0.1 port=1 dbname=x"}})
-	var out bytes.Buffer
-	require.Error(t, Check(t.Context(), l.cfg, l.cat, &out))
-	require.Regexp(t, `pg_stat_database +works`, out.String())
-	require.Contains(t, out.String(), "server gone: connect")
-}
-
 func TestACollectorThatIsNotEnrolledDoesNotRun(t *testing.T) {
 	t.Parallel()
 	l := newLine(t)
