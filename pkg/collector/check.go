@@ -258,16 +258,19 @@ func (c *checker) family(r pgread.FamilyReport, server *pgread.Report) FamilyFin
 			f.Reason += "; grant pg_monitor to the role"
 		}
 	case r.Off != nil:
-		f.State, f.Reason = off, r.Off.String()+remedy(*r.Off, server)
+		f.State, f.Reason = off, r.Off.String()+c.remedy(r.Family, *r.Off, server)
 		f.Fault = named && !setting.Off && r.Off.Reason != pgread.TextsAreOff
 	}
 	return f
 }
 
 // remedy says what to do about it.
-func remedy(o pgread.Off, server *pgread.Report) string {
+func (c *checker) remedy(family string, o pgread.Off, server *pgread.Report) string {
 	switch o.Reason {
 	case pgread.NoFunction, pgread.NoPrivilege:
+		if f, ok := c.catalogue.Family(family); !ok || f.Setup == "" {
+			return "" // whoever wrote the family knows
+		}
 		return ": run there what collector setup-sql prints"
 	case pgread.NoExtension:
 		var elsewhere []string

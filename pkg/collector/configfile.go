@@ -79,9 +79,9 @@ func (p *parser) config(n *yaml.Node, c *Config) {
 
 // limits adds the keys that all servers and each one may have.
 func (p *parser) limits(known keys, c *pgread.Config) {
-	known["statement_timeout"] = p.duration(&c.StatementTimeout)
-	known["lock_timeout"] = p.duration(&c.LockTimeout)
-	known["connect_timeout"] = p.duration(&c.ConnectTimeout)
+	known["statement_timeout"] = p.duration(&c.StatementTimeout, maxTimeout)
+	known["lock_timeout"] = p.duration(&c.LockTimeout, maxTimeout)
+	known["connect_timeout"] = p.duration(&c.ConnectTimeout, maxTimeout)
 	known["query_text"] = func(n *yaml.Node) {
 		var err error
 		if c.QueryText, err = pgread.ParseTextPolicy(n.Value); err != nil {
@@ -141,11 +141,11 @@ func (p *parser) bytes(dst *int64) func(*yaml.Node) {
 // maxTimeout keeps a typing slip from waiting for ever.
 const maxTimeout = 10 * time.Minute
 
-func (p *parser) duration(dst *time.Duration) func(*yaml.Node) {
+func (p *parser) duration(dst *time.Duration, most time.Duration) func(*yaml.Node) {
 	return func(n *yaml.Node) {
 		v, err := time.ParseDuration(n.Value)
-		if err != nil || v < time.Millisecond || v > maxTimeout {
-			p.Fault(n, "%q: must be a duration from 1ms to 10m, such as 500ms or 5s", n.Value)
+		if err != nil || v < time.Millisecond || v > most {
+			p.Fault(n, "%q: must be a duration from 1ms to %v, such as 500ms or 5s", n.Value, most)
 		}
 		*dst = v
 	}

@@ -36,6 +36,20 @@ func TestThePageOfMetricsIsWhatTheCatalogueSays(t *testing.T) {
 	requirePage(t, "metrics.md", Metrics(c))
 }
 
+func TestTheTableOfPresetsIsWhatTheCatalogueSays(t *testing.T) {
+	t.Parallel()
+	c, err := catalogue.Default()
+	require.NoError(t, err)
+	const begin, end = "<!-- presets: written by make generate -->\n", "<!-- presets end -->\n"
+	page, err := os.ReadFile(docs("collector.md"))
+	require.NoError(t, err)
+	before, rest, found := strings.Cut(string(page), begin)
+	require.True(t, found)
+	_, after, found := strings.Cut(rest, end)
+	require.True(t, found)
+	requirePage(t, "collector.md", before+begin+Presets(c)+end+after)
+}
+
 func TestEveryFamilyAndColumnIsOnThePage(t *testing.T) {
 	t.Parallel()
 	c, err := catalogue.Default()

@@ -186,7 +186,6 @@ func (c *Config) wanted(database string) bool {
 // Server reads one PostgreSQL server.
 type Server struct {
 	cfg       Config
-	conninfo  *pgconn.Config
 	catalogue *catalogue.Catalogue
 	log       *slog.Logger
 	metrics   *Metrics
@@ -201,12 +200,8 @@ func NewServer(cfg Config, cat *catalogue.Catalogue, log *slog.Logger, m *Metric
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	conninfo, err := cfg.parse()
-	if err != nil {
-		return nil, err
-	}
 	return &Server{
-		cfg: cfg, conninfo: conninfo, catalogue: cat, metrics: m, out: out,
+		cfg: cfg, catalogue: cat, metrics: m, out: out,
 		log: log.With("server", cfg.Name),
 		id:  batch.ServerID(cfg.CollectorID, cfg.Name),
 	}, nil
@@ -214,7 +209,10 @@ func NewServer(cfg Config, cat *catalogue.Catalogue, log *slog.Logger, m *Metric
 
 // connect opens a connection to a database, "" for the conninfo's own.
 func (s *Server) connect(ctx context.Context, database string) (*pgconn.PgConn, error) {
-	cfg := s.conninfo.Copy()
+	cfg, err := s.cfg.parse() // anew each time: passwords in files change
+	if err != nil {
+		return nil, err
+	}
 	if database != "" {
 		cfg.Database = database
 	}
