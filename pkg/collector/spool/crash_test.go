@@ -19,8 +19,14 @@ import (
 	"pganalytics/pkg/batch"
 )
 
-// crashDirEnv makes the test binary run appendUntilKilled instead of tests.
-const crashDirEnv = "SPOOL_TEST_CRASH_DIR"
+// crashDirEnv makes the test binary use the spool in that directory until it is
+// killed, instead of running tests; crashModeEnv says how.
+const (
+	crashDirEnv  = "SPOOL_TEST_CRASH_DIR"
+	crashModeEnv = "SPOOL_TEST_CRASH_MODE"
+	busyMode     = "busy"  // settleUntilKilled
+	largeMode    = "large" // appendUntilKilled
+)
 
 // appendUntilKilled appends batches of changing size and settles every third,
 // and prints each one once Append, or Accepted, has confirmed it.
@@ -53,12 +59,106 @@ func appendUntilKilled(dir string) {
 	}
 }
 
-// killed runs appendUntilKilled for about wait and kills it. It returns what
+// settleUntilKilled appends small batches and settles each: accepted, refused,
+// or refused, asked for and then accepted, so that segments, journal and dead
+// letters change all the time. It prints what is confirmed.
+func settleUntilKilled(dir string) {
+	cfg := Config{Dir: dir, SegmentBytes: busySegment, KeepBytes: busyKeep}
+	s, err := Open(cfg, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	if err == nil {
+		s.journal.max = 4 << 10
+	}
+	for i := 0; err == nil; i++ {
+		var stamp Stamp
+		var r *Record
+		body := make([]byte, 1+rand.IntN(8<<10))
+		if stamp, err = s.Append(func(Stamp) ([]byte, error) { return body, nil }); err != nil {
+			break
+		}
+		fmt.Println("taken", stamp.Epoch, stamp.Sequence, stamp.BatchID, stamp.Previous.Epoch, stamp.Previous.Sequence)
+		if r, _, err = s.Oldest(); err != nil {
+			break
+		}
+		if i%5 != 0 {
+			if err = s.Accepted(r, Answer{Rows: 1}); err == nil {
+				fmt.Println("settled", r.BatchID)
+			}
+			continue
+		}
+		if err = s.Refused(r, Refusal{Status: 400}); err == nil {
+			fmt.Println("settled", r.BatchID)
+			err = answerLetters(s, dir, r.BatchID)
+		}
+	}
+	fmt.Println("error", err)
+	os.Exit(1)
+}
+
+func answerLetters(s *Spool, dir string, id uuid.UUID) error {
+	if err := AskResend(dir, id); err != nil {
+		return err
+	}
+	letters, err := s.Asked()
+	for _, l := range letters {
+		if err := s.LetterAccepted(l, nil, Answer{Rows: 1}); err != nil {
+			return err
+		}
+	}
+	return err
+}
+
+const (
+	busySegment = 32 << 10
+	busyKeep    = 100 << 10
+)
+
+// What is kept is the newest that was answered, without a hole and whole, and
+// no more of it than there may be; each batch is settled once or still waits.
+func TestKilledProcessKeepsWhatWasAnsweredWithoutAHole(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	confirmed := map[uuid.UUID]batch.Mark{}
+	rounds := 12
+	if testing.Short() {
+		rounds = 3
+	}
+	for round := range rounds {
+		taken, _ := killed(t, dir, busyMode, time.Duration(rand.IntN(300_000))*time.Microsecond)
+		for _, s := range taken {
+			confirmed[s.BatchID] = s.Mark
+		}
+		s := open(t, Config{Dir: dir, SegmentBytes: busySegment, KeepBytes: busyKeep})
+		stats := s.Stats()
+		require.LessOrEqual(t, stats.Unsent, round+1, "at most one of each kill waits")
+		require.LessOrEqual(t, stats.KeptBytes, int64(busyKeep))
+		settled := stats.Last.Sequence - uint64(stats.Unsent)
+		found, missing, err := s.FindKept([]Range{{stats.Last.Epoch, 1, settled}})
+		require.NoError(t, err)
+		if settled > 100 { // of 4 KiB each: far more than is kept
+			require.Equal(t, []Range{{stats.Last.Epoch, 1, settled - uint64(len(found))}}, missing)
+			require.Greater(t, len(found), 8)
+		}
+		for _, k := range found {
+			r, err := s.ReadKept(k)
+			require.NoError(t, err)
+			if mark, ok := confirmed[r.BatchID]; ok { // else it was killed before it said so
+				require.Equal(t, mark, r.Mark)
+			}
+		}
+		letters, err := Letters(dir)
+		require.NoError(t, err)
+		require.LessOrEqual(t, len(letters), rounds, "at most the one of each kill is left")
+		require.NoError(t, s.Close())
+	}
+	t.Logf("%d batches confirmed", len(confirmed))
+}
+
+// killed runs the mode for about wait and kills it. It returns what
 // was confirmed, in order, and the ids of what was settled.
-func killed(t *testing.T, dir string, wait time.Duration) (taken []Stamp, settled map[uuid.UUID]bool) {
+func killed(t *testing.T, dir, mode string, wait time.Duration) (taken []Stamp, settled map[uuid.UUID]bool) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), os.Args[0])
-	cmd.Env = append(os.Environ(), crashDirEnv+"="+dir)
+	cmd.Env = append(os.Environ(), crashDirEnv+"="+dir, crashModeEnv+"="+mode)
 	out, err := cmd.StdoutPipe()
 	require.NoError(t, err)
 	require.NoError(t, cmd.Start())
@@ -105,7 +205,7 @@ func TestKilledProcessLosesNoConfirmedBatchAndLeavesNoGap(t *testing.T) {
 	}
 	epochs := map[uuid.UUID]bool{}
 	for range rounds {
-		taken, done := killed(t, dir, time.Duration(rand.IntN(60_000))*time.Microsecond)
+		taken, done := killed(t, dir, largeMode, time.Duration(rand.IntN(60_000))*time.Microsecond)
 		for _, s := range taken {
 			confirmed[s.BatchID] = s.Mark
 			epochs[s.Epoch] = true

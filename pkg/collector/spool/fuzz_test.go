@@ -1,6 +1,7 @@
 package spool
 
 import (
+	"bytes"
 	"testing"
 
 	"github.com/google/uuid"
@@ -48,14 +49,21 @@ func FuzzJournal(f *testing.F) {
 	f.Add(text[:len(text)-2])
 	f.Add(append(append([]byte("\n"), text...), text...))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		lines, _, size := decodeJournal(data)
-		require.LessOrEqual(t, size, int64(len(data)))
+		lines, _, size, torn := decoded(t, data)
+		require.Equal(t, int64(len(data)), size+torn)
 		for _, l := range lines {
 			text, err := l.encode()
 			require.NoError(t, err)
-			again, bad, _ := decodeJournal(text)
+			again, bad, _, _ := decoded(t, text)
 			require.Zero(t, bad)
 			require.Equal(t, []line{l}, again)
 		}
 	})
+}
+
+func decoded(t *testing.T, data []byte) (lines []line, bad int, size, torn int64) {
+	t.Helper()
+	bad, size, torn, err := decodeJournal(bytes.NewReader(data), func(l *line) { lines = append(lines, *l) })
+	require.NoError(t, err)
+	return lines, bad, size, torn
 }

@@ -1,11 +1,12 @@
 package spool
 
 import (
-	"bytes"
+	"bufio"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -23,7 +24,8 @@ import (
 // digits, a space, JSON.
 const (
 	journalName = "settled.log"
-	journalPast = "settled.log.1" // what journalName was before it grew too long
+	journalPast = "settled.log.1"   // what journalName was before it grew too long
+	journalNext = "settled.log.new" // what journalName will be; nobody reads it
 
 	// 32 MiB are about 150,000 batches, two weeks of a batch every ten seconds.
 	journalMaxBytes = 32 << 20
@@ -38,6 +40,7 @@ const (
 	kindRefused  kind = "refused"  // refused for good, lies in the dead letters
 	kindReported kind = "reported" // Numbers were reported as refused
 	kindDamaged  kind = "damaged"  // unreadable when its turn came
+	kindResent   kind = "resent"   // a dead letter was sent again and answered 202
 )
 
 // line is one entry of the journal.
@@ -56,6 +59,7 @@ type line struct {
 
 	PreviousEpoch    uuid.UUID `json:"previous_epoch,omitzero"`
 	PreviousSequence uint64    `json:"previous_sequence,omitzero"`
+	Origin           string    `json:"origin,omitzero"` // see origin
 }
 
 // mark returns the number that the entry is about.
@@ -85,20 +89,21 @@ type Acceptance struct {
 // accepted, oldest first. It may run beside a collector: an entry being
 // written is not yet seen.
 func ReadAccepted(dir string) ([]Acceptance, error) {
-	lines, _, err := readJournals(dir)
-	if err != nil {
-		return nil, err
-	}
 	var accepted []Acceptance
-	for i := range lines {
-		if l := &lines[i]; l.Kind == kindAccepted {
-			accepted = append(accepted, Acceptance{
-				Mark: l.mark(), BatchID: l.BatchID, Rows: l.Rows,
-				Rejected: l.Rejected, Duplicate: l.Duplicate, At: l.At,
-			})
+	_, err := readJournals(dir, func(l *line) {
+		if l.Kind == kindAccepted {
+			accepted = append(accepted, l.acceptance())
 		}
+	})
+	return accepted, err
+}
+
+// acceptance returns what an entry of kindAccepted says.
+func (l *line) acceptance() Acceptance {
+	return Acceptance{
+		Mark: l.mark(), BatchID: l.BatchID, Rows: l.Rows,
+		Rejected: l.Rejected, Duplicate: l.Duplicate, At: l.At,
 	}
-	return accepted, nil
 }
 
 // journalDamage is what a journal could not tell.
@@ -108,38 +113,48 @@ type journalDamage struct {
 	size  int64 // bytes of the current file before it
 }
 
-// readJournals reads both files in order.
-func readJournals(dir string) ([]line, journalDamage, error) {
-	var all []line
+// readJournals calls f with the readable entries of both files, in order. It
+// holds one of them at a time: a journal is longer than a collector is large.
+func readJournals(dir string, f func(*line)) (journalDamage, error) {
 	var d journalDamage
 	for _, name := range []string{journalPast, journalName} {
-		data, err := os.ReadFile(filepath.Join(dir, name))
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, d, fmt.Errorf("read journal: %w", err)
+		d.size, d.torn = 0, 0
+		file, err := os.Open(filepath.Join(dir, name))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
 		}
-		lines, bad, size := decodeJournal(data)
-		all = append(all, lines...)
+		if err != nil {
+			return d, fmt.Errorf("read journal: %w", err)
+		}
+		var bad int
+		bad, d.size, d.torn, err = decodeJournal(file, f)
 		d.lines += bad
-		d.size, d.torn = size, int64(len(data))-size
+		if err := errors.Join(err, file.Close()); err != nil {
+			return d, fmt.Errorf("read journal: %w", err)
+		}
 	}
-	return all, d, nil
+	return d, nil
 }
 
-// decodeJournal returns the readable entries, the number of unreadable ones
-// and the bytes up to the end of the last complete line.
-func decodeJournal(data []byte) (lines []line, bad int, size int64) {
-	for {
-		end := bytes.IndexByte(data[size:], '\n')
-		if end < 0 {
-			return lines, bad, size
+// decodeJournal calls f with the readable entries. It returns the number of
+// unreadable ones, the bytes up to the end of the last complete line, and those
+// behind it.
+func decodeJournal(r io.Reader, f func(*line)) (bad int, size, torn int64, err error) {
+	for lines := bufio.NewReaderSize(r, 64<<10); ; {
+		text, err := lines.ReadBytes('\n')
+		if errors.Is(err, io.EOF) {
+			return bad, size, int64(len(text)), nil
+		}
+		if err != nil {
+			return bad, size, 0, err
 		}
 		var l line
-		if err := l.decode(data[size : size+int64(end)]); err != nil {
+		if err := l.decode(text[:len(text)-1]); err != nil {
 			bad++
 		} else {
-			lines = append(lines, l)
+			f(&l)
 		}
-		size += int64(end) + 1
+		size += int64(len(text))
 	}
 }
 
@@ -171,6 +186,7 @@ type journal struct {
 	file  *os.File
 	size  int64
 	ahead int64 // see reserve
+	max   int64 // length at which a new file is begun
 }
 
 // reserve keeps room on the disk for as many bytes as a segment has. Without
@@ -184,14 +200,18 @@ func (j *journal) reserve() { _ = allocate(j.file, j.size, j.ahead) }
 // openJournal opens the current file for appending behind its first size
 // bytes, cuts the rest off and keeps room for ahead bytes more.
 func openJournal(dir string, size, ahead int64) (*journal, error) {
-	f, err := os.OpenFile(filepath.Join(dir, journalName), os.O_RDWR|os.O_CREATE, 0o600)
+	return journalAt(dir, journalName, size, ahead)
+}
+
+func journalAt(dir, name string, size, ahead int64) (*journal, error) {
+	f, err := os.OpenFile(filepath.Join(dir, name), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open journal: %w", err)
 	}
 	if err := errors.Join(f.Truncate(size), f.Sync(), syncDir(dir)); err != nil {
 		return nil, errors.Join(fmt.Errorf("open journal: %w", err), f.Close())
 	}
-	j := &journal{dir: dir, file: f, size: size, ahead: ahead}
+	j := &journal{dir: dir, file: f, size: size, ahead: ahead, max: journalMaxBytes}
 	j.reserve()
 	return j, nil
 }
@@ -210,24 +230,42 @@ func (j *journal) append(l line) error {
 	return nil
 }
 
-// rotate begins a new file, with the current epoch as its first line, once
-// the old one is too long.
-func (j *journal) rotate(epoch line) error {
-	if j.size < journalMaxBytes {
+// rotate begins a new file once the old one is too long. epoch makes its first
+// line: the current epoch, which must not go with the file before. The new file
+// is complete before it gets its name, so that a failure at whatever step leaves
+// the entries where they are found.
+func (j *journal) rotate(epoch func(name string) line) error {
+	if j.size < j.max {
 		return nil
 	}
-	_ = j.file.Truncate(j.size) // gives back what was reserved
-	current := filepath.Join(j.dir, journalName)
-	if err := os.Rename(current, filepath.Join(j.dir, journalPast)); err != nil {
-		return fmt.Errorf("rotate journal: %w", err)
-	}
-	next, err := openJournal(j.dir, 0, j.ahead)
+	next, err := journalAt(j.dir, journalNext, 0, j.ahead)
 	if err != nil {
 		return err
 	}
+	next.max = j.max
+	if err := next.append(epoch(journalNext)); err != nil {
+		return errors.Join(err, next.close())
+	}
+	_ = j.file.Truncate(j.size) // gives back what was reserved
+	if err := j.replaceBy(journalNext); err != nil {
+		return errors.Join(fmt.Errorf("rotate journal: %w", err), next.close())
+	}
 	_ = j.file.Close() // every entry in it is synced
 	*j = *next
-	return j.append(epoch)
+	return nil
+}
+
+// replaceBy gives the current file its past name, and next the current one. The
+// current one is missing if that failed half way before.
+func (j *journal) replaceBy(next string) error {
+	current := filepath.Join(j.dir, journalName)
+	if err := os.Rename(current, filepath.Join(j.dir, journalPast)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.Rename(filepath.Join(j.dir, next), current); err != nil {
+		return err
+	}
+	return syncDir(j.dir)
 }
 
 func (j *journal) close() error { return j.file.Close() }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"time"
 )
 
 const segmentSuffix = ".segment"
@@ -16,6 +17,8 @@ type segment struct {
 	path   string
 	size   int64 // of readable records; what lies beyond does not count
 	damage damage
+
+	settledAt time.Time // when its last record was; only of kept ones
 }
 
 // write appends a record's bytes to the last segment, or to a new one when
@@ -77,13 +80,16 @@ func (s *Spool) addSegment() error {
 
 // read reads the record at off. With errDamaged or errTorn the record has its
 // stamp if the header was readable.
-func (g *segment) read(off int64) (*Record, error) {
+func (g *segment) read(off int64) (*Record, error) { return g.readWithin(off, g.size) }
+
+// readWithin reads the record at off of a file of that size.
+func (g *segment) readWithin(off, size int64) (*Record, error) {
 	f, err := os.Open(g.path)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = f.Close() }()
-	head := make([]byte, min(fixedHeaderLen+8*maxRefused, g.size-off))
+	head := make([]byte, min(fixedHeaderLen+8*maxRefused, size-off))
 	n, err := f.ReadAt(head, off)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, err
@@ -92,7 +98,7 @@ func (g *segment) read(off int64) (*Record, error) {
 	if err != nil {
 		return &Record{}, err
 	}
-	data := make([]byte, min(int64(h.size+h.bodyLen), g.size-off))
+	data := make([]byte, min(int64(h.size+h.bodyLen), size-off))
 	if n, err = f.ReadAt(data, off); err != nil && !errors.Is(err, io.EOF) {
 		return nil, err
 	}

@@ -3,21 +3,44 @@ package spool
 import (
 	"errors"
 	"fmt"
-	"io/fs"
+	"net/http"
 	"os"
 	"path/filepath"
-)
 
-// deadDir holds refused bodies: <batch id>.json.zst, and beside it
-// <batch id>.answer with what the gateway said.
-const deadDir = "dead"
+	"github.com/google/uuid"
+
+	"pganalytics/pkg/batch"
+)
 
 // Answer is what the gateway said to an accepted batch.
 type Answer struct {
 	Rows      int
 	Duplicate bool
-	Rejected  int    // items that were not accepted; the body is then kept as a dead letter
-	Text      []byte // the answer itself, kept with the dead letter
+	Rejected  int    // items that were not accepted; they become a dead letter
+	Text      []byte // the answer itself, kept with it
+
+	// Rest is a batch, under the id RestID, of just the items that were not
+	// accepted. The same for the same answer, id included. Empty: they could not
+	// be told apart, and the whole body is kept.
+	Rest   []byte
+	RestID uuid.UUID
+}
+
+// rest is the letter about the items of a batch that were not accepted.
+func (a *Answer) rest(id uuid.UUID, of batch.Mark) Letter {
+	l := Letter{BatchID: id, Epoch: of.Epoch, Sequence: of.Sequence, Rejected: a.Rejected, Status: http.StatusAccepted, Answer: string(a.Text)}
+	if len(a.Rest) > 0 {
+		l.BatchID, l.PartOf = a.RestID, id
+	}
+	return l
+}
+
+// body is the body of that letter, of all that was sent.
+func (a *Answer) body(all []byte) []byte {
+	if len(a.Rest) > 0 {
+		return a.Rest
+	}
+	return all
 }
 
 // Refusal is a final no.
@@ -36,7 +59,7 @@ func (s *Spool) Oldest() (*Record, bool, error) {
 		return nil, false, ErrClosed
 	}
 	for s.head == nil {
-		if err := s.dropSettled(); err != nil {
+		if err := s.keepSettled(); err != nil {
 			return nil, false, err
 		}
 		if len(s.segments) == 0 || s.headOff >= s.segments[0].size {
@@ -73,7 +96,8 @@ func (s *Spool) skipDamaged(r *Record) error {
 		"segment", filepath.Base(seg.path), "offset", s.headOff, "bytes", next-s.headOff,
 		"epoch", r.Epoch, "sequence", r.Sequence)
 	if r.Sequence != 0 { // else the cursor moves with the next one
-		if err := s.journal.append(line{Kind: kindDamaged, At: now(), Epoch: r.Epoch, Sequence: r.Sequence, BatchID: r.BatchID}); err != nil {
+		l := line{Kind: kindDamaged, At: s.now(), Epoch: r.Epoch, Sequence: r.Sequence, BatchID: r.BatchID}
+		if err := s.squeeze(func() error { return s.journal.append(l) }); err != nil {
 			return err
 		}
 	}
@@ -90,14 +114,19 @@ func (s *Spool) Accepted(r *Record, a Answer) error {
 		return err
 	}
 	if a.Rejected > 0 {
-		if err := s.bury(r, a.Text); err != nil {
+		if err := s.bury(a.rest(r.BatchID, r.Mark), a.body(r.Body)); err != nil {
 			return err
 		}
 	}
-	return s.settle(r, line{
-		Kind: kindAccepted, At: now(), Epoch: r.Epoch, Sequence: r.Sequence, BatchID: r.BatchID,
+	l := line{
+		Kind: kindAccepted, At: s.now(), Epoch: r.Epoch, Sequence: r.Sequence, BatchID: r.BatchID,
 		Rows: a.Rows, Duplicate: a.Duplicate, Rejected: a.Rejected,
-	})
+	}
+	if err := s.settle(r, l); err != nil {
+		return err
+	}
+	s.accepted = l.acceptance()
+	return nil
 }
 
 // Refused moves the oldest batch to the dead letters. Its number, and those
@@ -108,18 +137,22 @@ func (s *Spool) Refused(r *Record, why Refusal) error {
 	if err := s.checkOldest(r); err != nil {
 		return err
 	}
-	if err := s.bury(r, why.Text); err != nil {
+	l := Letter{
+		BatchID: r.BatchID, Epoch: r.Epoch, Sequence: r.Sequence,
+		Status: why.Status, Code: why.Code, Answer: string(why.Text),
+	}
+	if err := s.bury(l, r.Body); err != nil {
 		return err
 	}
 	numbers := append(append([]uint64(nil), r.Refused...), r.Sequence)
-	l := line{
-		Kind: kindRefused, At: now(), Epoch: r.Epoch, Sequence: r.Sequence, BatchID: r.BatchID,
+	entry := line{
+		Kind: kindRefused, At: s.now(), Epoch: r.Epoch, Sequence: r.Sequence, BatchID: r.BatchID,
 		Status: why.Status, Code: why.Code, Numbers: numbers,
 	}
-	if err := s.settle(r, l); err != nil {
+	if err := s.settle(r, entry); err != nil {
 		return err
 	}
-	if !s.numbering.refuse(&l) {
+	if !s.numbering.refuse(&entry) {
 		s.log.Warn("the number of a refused batch of an ended epoch cannot be reported", "epoch", r.Epoch, "sequence", r.Sequence)
 	}
 	return nil
@@ -136,11 +169,11 @@ func (s *Spool) checkOldest(r *Record) error {
 }
 
 func (s *Spool) settle(r *Record, l line) error {
-	if err := s.journal.append(l); err != nil {
+	if err := s.squeeze(func() error { return s.journal.append(l) }); err != nil {
 		return err
 	}
 	s.advance(int64(fixedHeaderLen + 8*len(r.Refused) + len(r.Body)))
-	if err := s.journal.rotate(s.epochLine()); err != nil {
+	if err := s.journal.rotate(s.epochLine); err != nil {
 		s.log.Warn("spool journal could not be rotated", "err", err)
 	}
 	return nil
@@ -154,46 +187,4 @@ func (s *Spool) advance(n int64) {
 	s.unsentBytes -= n
 	s.gauge()
 	signal(s.room)
-}
-
-// dropSettled removes segments whose records are all settled. The newest
-// record always stays, for it tells where the numbering ended.
-func (s *Spool) dropSettled() error {
-	for len(s.segments) > 1 && s.headOff >= s.segments[0].size && s.segments[1].size > 0 {
-		if err := os.Remove(s.segments[0].path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("remove sent segment: %w", err)
-		}
-		s.segments, s.headOff = s.segments[1:], 0
-		s.journal.reserve()
-	}
-	return nil
-}
-
-// bury writes the body, and the answer to it, into the dead letters.
-func (s *Spool) bury(r *Record, answer []byte) error {
-	base := filepath.Join(s.cfg.Dir, deadDir, r.BatchID.String())
-	if err := writeFile(base+".json.zst", r.Body); err != nil {
-		return fmt.Errorf("write dead letter: %w", err)
-	}
-	if err := writeFile(base+".answer", answer); err != nil {
-		return fmt.Errorf("write dead letter: %w", err)
-	}
-	s.deadBytes += int64(len(r.Body) + len(answer))
-	s.metrics.deadLetters.Inc()
-	return nil
-}
-
-// deadBytes returns the bytes of all dead letters.
-func deadBytes(dir string) (int64, error) {
-	entries, err := os.ReadDir(filepath.Join(dir, deadDir))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return 0, fmt.Errorf("read dead letters: %w", err)
-	}
-	var n int64
-	for _, e := range entries {
-		if info, err := e.Info(); err == nil { // else removed meanwhile
-			n += info.Size()
-		}
-	}
-	return n, nil
 }

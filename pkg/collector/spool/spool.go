@@ -4,8 +4,10 @@
 // it is settled, that is accepted or moved to the dead letters; batches are
 // read oldest first and settled in that order; a number, once confirmed, is
 // never given to another batch. The spool is bounded: when it is full it takes
-// nothing more, and it never makes room by dropping. It knows nothing of what
-// a body means and never sends anything itself.
+// nothing more, and it never makes room by dropping what is not settled; no
+// unsent batch is ever too old. Settled ones are kept for a while, as long as
+// nothing else needs their room. The spool knows nothing of what a body means
+// and never sends anything itself.
 //
 // Files in the directory: *.segment with the records, settled.log with what
 // became of them, dead/ with the bodies that were refused, lock.
@@ -45,13 +47,26 @@ type Config struct {
 	Dir string
 
 	// MaxBytes bounds unsent batches and dead letters together, in bytes. Disk
-	// use goes beyond it by at most three segments and the journal (64 MiB).
-	// When it is reached the collector stops collecting. Defaults to 1 GiB.
+	// use goes beyond it by what is kept, at most three segments and the journal
+	// (64 MiB). When it is reached the collector stops collecting. Defaults to
+	// 1 GiB.
 	MaxBytes int64
+
+	// Keep and KeepBytes say how long, and how much, batches that were answered
+	// are kept to be sent again on request; whichever ends first. They take no
+	// room from those that wait: when the disk is full they go. A segment goes
+	// as a whole, and the last one stays, so up to SegmentBytes more is kept.
+	// Negative: nothing is. Default to 24 h and 256 MiB.
+	Keep      time.Duration
+	KeepBytes int64
 
 	// SegmentBytes is the length at which a new file is begun. Defaults to
 	// 8 MiB; opening reads one segment at a time into memory.
 	SegmentBytes int64
+
+	// Replaced by tests.
+	now  func() time.Time
+	boot string
 }
 
 func (c *Config) setDefaults() {
@@ -60,6 +75,18 @@ func (c *Config) setDefaults() {
 	}
 	if c.SegmentBytes == 0 {
 		c.SegmentBytes = 8 << 20
+	}
+	if c.Keep == 0 {
+		c.Keep = 24 * time.Hour
+	}
+	if c.KeepBytes == 0 {
+		c.KeepBytes = 256 << 20
+	}
+	if c.now == nil {
+		c.now = time.Now
+	}
+	if c.boot == "" {
+		c.boot = bootID()
 	}
 }
 
@@ -91,14 +118,16 @@ type Spool struct {
 	closed   bool
 	journal  *journal
 	segments []*segment // oldest first; the last one is appended to
+	kept     []*segment // those before, all settled
 	active   *os.File   // the last segment, nil until the first Append
 	headOff  int64      // of the oldest unsettled record in segments[0]
 	head     *Record    // that record once read
 	numbering
-	unsent      int
-	unsentBytes int64
-	deadBytes   int64
-	buf         []byte
+	load
+	accepted Acceptance // the last one
+	renumber bool       // a new epoch is due
+	watch    watch
+	buf      []byte
 }
 
 // Open opens the spool in cfg.Dir, or makes one. Damage is cut off, logged,
@@ -118,7 +147,7 @@ func Open(cfg Config, log *slog.Logger, reg prometheus.Registerer) (*Spool, erro
 	}
 	s := &Spool{
 		cfg: cfg, log: log, metrics: newMetrics(reg, cfg.MaxBytes), lock: lock,
-		arrived: make(chan struct{}, 1), room: make(chan struct{}, 1),
+		arrived: make(chan struct{}, 1), room: make(chan struct{}, 1), watch: look(),
 	}
 	if err := s.recover(); err != nil {
 		return nil, errors.Join(fmt.Errorf("open spool %s: %w", cfg.Dir, err), s.Close())
@@ -164,7 +193,8 @@ func Hold(dir string) (io.Closer, error) {
 
 // recover reads what is there, decides which epoch counts and repairs.
 func (s *Spool) recover() error {
-	st, err := load(s.cfg.Dir)
+	here := origin(s.cfg.boot, s.cfg.Dir, journalName)
+	st, err := readState(s.cfg.Dir)
 	if err != nil {
 		return err
 	}
@@ -180,6 +210,9 @@ func (s *Spool) recover() error {
 		if err := s.beginEpoch(); err != nil {
 			return err
 		}
+	} else if st.origin != here {
+		s.log.Info("the machine was started anew, or the spool is a copy; a new epoch begins", "previous_epoch", s.last.Epoch)
+		s.renumber = true
 	}
 	// The epoch must be on disk before the damage is gone: it is what tells
 	// that the numbering does not simply go on.
@@ -195,18 +228,13 @@ func (s *Spool) recover() error {
 			return err
 		}
 	}
-	s.segments, s.headOff = st.segments, st.headOff
-	s.unsent, s.unsentBytes, s.deadBytes = st.unsent, st.unsentBytes, st.deadBytes
+	s.segments, s.kept, s.headOff = st.segments, st.kept, st.headOff
+	s.load, s.accepted = st.load, st.accepted
 	s.gauge()
 	if s.unsent > 0 {
 		signal(s.arrived)
 	}
-	for _, seg := range st.settled {
-		if err := os.Remove(seg.path); err != nil {
-			return fmt.Errorf("remove sent segment: %w", err)
-		}
-	}
-	return s.dropSettled()
+	return s.keepSettled()
 }
 
 // beginEpoch makes a new epoch durable, before any batch is numbered in it.
@@ -224,14 +252,33 @@ func (s *Spool) beginEpoch() error {
 	}
 	s.numbering = numbering{last: batch.Mark{Epoch: epoch}, previous: previous}
 	s.metrics.epochs.Inc()
-	return s.journal.append(s.epochLine())
+	return s.squeeze(func() error { return s.journal.append(s.epochLine(journalName)) })
 }
 
-func (s *Spool) epochLine() line {
+// epochLine is the entry of the current epoch in the journal file of that name.
+func (s *Spool) epochLine(name string) line {
 	return line{
-		Kind: kindEpoch, At: now(), Epoch: s.last.Epoch,
+		Kind: kindEpoch, At: s.now(), Epoch: s.last.Epoch,
 		PreviousEpoch: s.previous.Epoch, PreviousSequence: s.previous.Sequence,
+		Origin: origin(s.cfg.boot, s.cfg.Dir, name),
 	}
+}
+
+// renew begins a new epoch if one is due for another reason than damage. It
+// waits for the batch that tells the refused numbers of the current one.
+func (s *Spool) renew() error {
+	if s.watch.stoodStill() {
+		s.log.Info("the machine stood still, or its clock was set; a new epoch begins", "previous_epoch", s.last.Epoch)
+		s.renumber = true
+	}
+	if !s.renumber || len(s.refused) > 0 {
+		return nil
+	}
+	if err := s.beginEpoch(); err != nil {
+		return err
+	}
+	s.renumber = false
+	return nil
 }
 
 // Append numbers a batch, lets encode make its body and returns once the
@@ -242,6 +289,9 @@ func (s *Spool) Append(encode func(Stamp) ([]byte, error)) (Stamp, error) {
 	defer s.mu.Unlock()
 	if s.closed {
 		return Stamp{}, ErrClosed
+	}
+	if err := s.renew(); err != nil {
+		return Stamp{}, fmt.Errorf("begin epoch: %w", err)
 	}
 	id, err := uuid.NewV7()
 	if err != nil {
@@ -266,7 +316,7 @@ func (s *Spool) Append(encode func(Stamp) ([]byte, error)) (Stamp, error) {
 		s.metrics.full.Inc()
 		return Stamp{}, err
 	}
-	if err := s.write(s.buf); err != nil {
+	if err := s.squeeze(func() error { return s.write(s.buf) }); err != nil {
 		s.metrics.failed.Inc()
 		return Stamp{}, fmt.Errorf("append batch: %w", err)
 	}
@@ -283,12 +333,10 @@ func (s *Spool) checkRoom(n int64) error {
 	if s.unsentBytes+s.deadBytes+n <= s.cfg.MaxBytes {
 		return nil
 	}
-	// Somebody may have removed dead letters meanwhile.
-	dead, err := deadBytes(s.cfg.Dir)
-	if err != nil {
+	// Somebody may have discarded dead letters meanwhile.
+	if err := s.countLetters(); err != nil {
 		return err
 	}
-	s.deadBytes = dead
 	if s.unsentBytes+s.deadBytes+n <= s.cfg.MaxBytes {
 		return nil
 	}
@@ -301,7 +349,7 @@ func (s *Spool) markReported(numbers []uint64) {
 	if len(numbers) == 0 {
 		return
 	}
-	err := s.journal.append(line{Kind: kindReported, At: now(), Epoch: s.last.Epoch, Numbers: numbers})
+	err := s.journal.append(line{Kind: kindReported, At: s.now(), Epoch: s.last.Epoch, Numbers: numbers})
 	if err != nil {
 		s.log.Warn("refused numbers will be reported again", "err", err)
 		return
@@ -314,32 +362,6 @@ func (s *Spool) Arrived() <-chan struct{} { return s.arrived }
 
 // Room is signalled when a batch was settled.
 func (s *Spool) Room() <-chan struct{} { return s.room }
-
-// Stats is a spool's state.
-type Stats struct {
-	Last        batch.Mark // last number given
-	Unsent      int
-	UnsentBytes int64
-	DeadBytes   int64
-	MaxBytes    int64 // of both together; 0 from Inspect, which knows no configuration
-}
-
-// Inspect reads the state of the spool in dir without opening it, also beside
-// a running collector.
-func Inspect(dir string) (Stats, error) {
-	st, err := load(dir)
-	if err != nil {
-		return Stats{}, fmt.Errorf("inspect spool %s: %w", dir, err)
-	}
-	return Stats{Last: st.last, Unsent: st.unsent, UnsentBytes: st.unsentBytes, DeadBytes: st.deadBytes}, nil
-}
-
-// Stats returns the state now.
-func (s *Spool) Stats() Stats {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return Stats{Last: s.last, Unsent: s.unsent, UnsentBytes: s.unsentBytes, DeadBytes: s.deadBytes, MaxBytes: s.cfg.MaxBytes}
-}
 
 // Close ends the use of the directory. Unsent batches stay in it.
 func (s *Spool) Close() error {
@@ -362,6 +384,7 @@ func (s *Spool) Close() error {
 func (s *Spool) gauge() {
 	s.metrics.bytes.Set(float64(s.unsentBytes))
 	s.metrics.batches.Set(float64(s.unsent))
+	s.metrics.keptBytes.Set(float64(s.keptBytes))
 	s.metrics.deadBytes.Set(float64(s.deadBytes))
 }
 
@@ -372,4 +395,4 @@ func signal(c chan struct{}) {
 	}
 }
 
-func now() time.Time { return time.Now().UTC().Truncate(time.Microsecond) }
+func (s *Spool) now() time.Time { return s.cfg.now().UTC().Truncate(time.Microsecond) }

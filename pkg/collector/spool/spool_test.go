@@ -20,6 +20,9 @@ import (
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(crashDirEnv); dir != "" {
+		if os.Getenv(crashModeEnv) == busyMode {
+			settleUntilKilled(dir)
+		}
 		appendUntilKilled(dir)
 		return
 	}
@@ -79,7 +82,7 @@ func TestBatchesAreReadOldestFirstAndUnchanged(t *testing.T) {
 func TestSentSegmentsAreRemovedButNotTheNewestRecord(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	s := open(t, Config{Dir: dir, SegmentBytes: 300})
+	s := open(t, Config{Dir: dir, SegmentBytes: 300, KeepBytes: -1})
 	for i := range 20 {
 		put(t, s, fmt.Sprintf("body %d", i))
 	}
@@ -193,7 +196,7 @@ func TestRefusedBatchIsKeptAndItsNumberReported(t *testing.T) {
 	put(t, s, "two")
 	require.NoError(t, s.Refused(oldest(t, s), Refusal{Status: 400, Code: "invalid", Text: []byte(`{"code":"invalid"}`)}))
 
-	kept, err := os.ReadFile(filepath.Join(cfg.Dir, deadDir, first.BatchID.String()+".json.zst"))
+	kept, err := os.ReadFile(filepath.Join(cfg.Dir, deadDir, first.BatchID.String()+bodySuffix))
 	require.NoError(t, err)
 	require.Equal(t, "one", string(kept))
 
@@ -242,9 +245,12 @@ func TestRefusedItemsOfAnAcceptedBatchAreKept(t *testing.T) {
 	s := open(t, cfg)
 	stamp := put(t, s, "one")
 	require.NoError(t, s.Accepted(oldest(t, s), Answer{Rows: 3, Rejected: 1, Text: []byte("why")}))
-	kept, err := os.ReadFile(filepath.Join(cfg.Dir, deadDir, stamp.BatchID.String()+".answer"))
+	letters, err := Letters(cfg.Dir)
 	require.NoError(t, err)
-	require.Equal(t, "why", string(kept))
+	require.Len(t, letters, 1)
+	require.Equal(t, "why", letters[0].Answer)
+	require.Equal(t, stamp.BatchID, letters[0].BatchID)
+	require.Error(t, AskResend(cfg.Dir, stamp.BatchID), "under this id it is stored")
 	require.Empty(t, put(t, s, "two").Refused, "the batch itself was accepted")
 }
 
