@@ -91,12 +91,24 @@ func ReadLetter(dir string, id uuid.UUID) (Letter, []byte, error) {
 	if err != nil {
 		return l, nil, err
 	}
-	body, err := os.ReadFile(letterPath(dir, id, bodySuffix))
-	if err != nil {
-		return l, nil, fmt.Errorf("read dead letter %s: %w", id, err)
-	}
-	return l, body, nil
+	body, err := readBody(dir, id)
+	return l, body, err
 }
+
+func readBody(dir string, id uuid.UUID) ([]byte, error) {
+	body, err := os.ReadFile(letterPath(dir, id, bodySuffix))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s: %w", id, ErrNoLetter)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read dead letter %s: %w", id, err)
+	}
+	return body, nil
+}
+
+// LetterBody returns the body to send. Errors: ErrNoLetter, if it was discarded
+// meanwhile.
+func (s *Spool) LetterBody(l Letter) ([]byte, error) { return readBody(s.cfg.Dir, l.BatchID) }
 
 func readLetter(dir string, id uuid.UUID) (l Letter, err error) {
 	text, err := os.ReadFile(letterPath(dir, id, letterSuffix))
@@ -249,7 +261,7 @@ func (s *Spool) LetterAccepted(l Letter, body []byte, a Answer) error {
 		return err
 	}
 	if a.Rejected > 0 && rest.BatchID == l.BatchID { // buried in its place
-		return os.Remove(letterPath(s.cfg.Dir, l.BatchID, askSuffix))
+		return s.noLongerAsked(l.BatchID)
 	}
 	if err := removeLetter(s.cfg.Dir, l.BatchID); err != nil {
 		return err
@@ -265,9 +277,19 @@ func (s *Spool) LetterRefused(l Letter, body []byte, why Refusal) error {
 	if s.closed {
 		return ErrClosed
 	}
+	if _, err := readLetter(s.cfg.Dir, l.BatchID); errors.Is(err, ErrNoLetter) {
+		return nil // discarded meanwhile
+	}
 	l.Status, l.Code, l.Answer = why.Status, why.Code, string(why.Text)
 	if err := s.bury(l, body); err != nil {
 		return err
 	}
-	return os.Remove(letterPath(s.cfg.Dir, l.BatchID, askSuffix))
+	return s.noLongerAsked(l.BatchID)
+}
+
+func (s *Spool) noLongerAsked(id uuid.UUID) error {
+	if err := os.Remove(letterPath(s.cfg.Dir, id, askSuffix)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("dead letter %s: %w", id, err)
+	}
+	return nil
 }

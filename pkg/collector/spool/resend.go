@@ -2,10 +2,12 @@ package spool
 
 import (
 	"cmp"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 
 	"github.com/google/uuid"
@@ -18,8 +20,48 @@ var ErrGone = errors.New("batch is no longer kept")
 
 // Range is numbers of one epoch, both ends included.
 type Range struct {
-	Epoch       uuid.UUID
-	First, Last uint64
+	Epoch uuid.UUID `json:"epoch"`
+	First uint64    `json:"first"`
+	Last  uint64    `json:"last"`
+}
+
+// resendName is the file of the numbers that are to be sent again.
+const resendName = "resend.json"
+
+// WantResend writes down which numbers are to be sent again, in place of those
+// before; none: nothing is.
+func (s *Spool) WantResend(ranges []Range) error {
+	path := filepath.Join(s.cfg.Dir, resendName)
+	if len(ranges) == 0 {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("forget what to send again: %w", err)
+		}
+		return nil
+	}
+	text, err := json.Marshal(ranges)
+	if err != nil {
+		return fmt.Errorf("note what to send again: %w", err)
+	}
+	if err := writeFile(path, text); err != nil {
+		return fmt.Errorf("note what to send again: %w", err)
+	}
+	return nil
+}
+
+// WantedResend returns the numbers that are to be sent again.
+func (s *Spool) WantedResend() ([]Range, error) {
+	text, err := os.ReadFile(filepath.Join(s.cfg.Dir, resendName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	var ranges []Range
+	if err == nil {
+		err = json.Unmarshal(text, &ranges)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read what to send again: %w", err)
+	}
+	return ranges, nil
 }
 
 // Kept is the place of a settled batch. It is small, for there may be many.

@@ -27,6 +27,7 @@ type Client struct {
 	token     string
 	tokenGood time.Time // until when it is used, collector's clock
 	jitter    float64   // of the current certificate's renewal
+	trouble   *Trouble  // why the last renewal failed; what it points to never changes
 }
 
 // NewClient makes the client of an identity that lies in stateDir.
@@ -72,6 +73,7 @@ func (c *Client) Renew(ctx context.Context) error {
 	defer c.mu.Unlock()
 	err := c.renew(ctx)
 	c.metrics.renewal(err)
+	c.renewed(err)
 	if err != nil {
 		return fmt.Errorf("renew certificate: %w", err)
 	}

@@ -116,14 +116,19 @@ func readProblem(resp *http.Response, text []byte) *problem {
 	p := &problem{Status: resp.StatusCode, Text: text, RetryAfter: retryAfter(resp.Header.Get("Retry-After"), time.Now())}
 	kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
 	var doc struct {
+		Type   string `json:"type"`
 		Code   string `json:"code"`
 		Detail string `json:"detail"`
 	}
-	if kind == "application/problem+json" && json.Unmarshal(text, &doc) == nil {
+	// Gateways of others speak problem+json too, and know codes of their own.
+	if kind == "application/problem+json" && json.Unmarshal(text, &doc) == nil && doc.Code != "" && doc.Type == problemType+doc.Code {
 		p.Code, p.Detail = doc.Code, doc.Detail
 	}
 	return p
 }
+
+// problemType begins the type of every problem of the backend.
+const problemType = "urn:pganalytics:error:"
 
 // retryAfter reads both forms of the header: seconds and a date.
 func retryAfter(value string, now time.Time) time.Duration {

@@ -12,6 +12,7 @@ type metrics struct {
 	pushSeconds       *prometheus.HistogramVec
 	rows              prometheus.Counter
 	rejected          prometheus.Counter
+	resent            *prometheus.CounterVec
 	renewals          *prometheus.CounterVec
 	certificateExpiry prometheus.Gauge
 	holding           prometheus.Gauge
@@ -39,6 +40,10 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		rejected: f.NewCounter(prometheus.CounterOpts{
 			Name: "pganalytics_collector_rejected_items_total", Help: "Items of accepted batches that the gateway did not accept.",
 		}),
+		resent: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "pganalytics_collector_resent_batches_total",
+			Help: "Batches and dead letters that were sent again because somebody asked, by result: accepted, duplicate, refused.",
+		}, []string{"result"}),
 		renewals: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "pganalytics_collector_renewals_total", Help: "Attempts to renew the certificate.",
 		}, []string{"outcome"}),
@@ -64,6 +69,9 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	}
 	for _, result := range []look{applied, unchanged, none, stale, spoilt, failed} {
 		m.configs.WithLabelValues(string(result))
+	}
+	for _, result := range []result{accepted, duplicate, refused} {
+		m.resent.WithLabelValues(string(result))
 	}
 	return m
 }

@@ -33,6 +33,8 @@ type verdict struct {
 	refusal    spool.Refusal // when refused
 	retryAfter time.Duration // when held
 	err        error         // when refused or held
+	status     int           // of the answer when refused or held; 0: there was none
+	code       string        // of the problem; empty: the answer was not the backend's
 }
 
 // push sends one batch once; with a token that turns out to be stale, once
@@ -58,26 +60,39 @@ func (c *Client) attempt(ctx context.Context, body []byte, stale string) (verdic
 	if err != nil {
 		return judge(err, true), token
 	}
-	var answer struct {
-		Rows         int   `json:"rows_accepted"`
-		Duplicate    bool  `json:"duplicate"`
-		Rejected     []any `json:"rejected"`
-		RejectedMore int   `json:"rejected_more"`
-		NextConfig   int64 `json:"next_config_version"`
-		NextCheckIn  int   `json:"next_check_in_seconds"`
-	}
+	var answer acceptance
 	if err := decode(text, &answer); err != nil {
 		return verdict{result: unexpected, err: err}, token
+	}
+	if answer.Status != "accepted" {
+		return verdict{result: unexpected, err: errors.New("answer has status 202 and is not the gateway's")}, token
 	}
 	c.next.tell(answer.NextConfig, time.Duration(answer.NextCheckIn)*time.Second)
 	v := verdict{result: accepted, answer: spool.Answer{
 		Rows: answer.Rows, Duplicate: answer.Duplicate,
 		Rejected: len(answer.Rejected) + answer.RejectedMore, Text: text,
 	}}
+	v.answer.RestID, v.answer.Rest = answer.rest(body)
 	if answer.Duplicate {
 		v.result = duplicate
 	}
 	return v, token
+}
+
+// acceptance is the answer to an accepted batch.
+type acceptance struct {
+	Status       string      `json:"status"`
+	Rows         int         `json:"rows_accepted"`
+	Duplicate    bool        `json:"duplicate"`
+	Rejected     []rejection `json:"rejected"`
+	RejectedMore int         `json:"rejected_more"`
+	NextConfig   int64       `json:"next_config_version"`
+	NextCheckIn  int         `json:"next_check_in_seconds"`
+}
+
+// rejection is one item that was not accepted.
+type rejection struct {
+	Index int `json:"index"`
 }
 
 // judge decides what an error means for the batch. Only the gateway's own word
@@ -87,7 +102,7 @@ func judge(err error, aboutBatch bool) verdict {
 	if !ok {
 		return verdict{result: network, err: err}
 	}
-	v := verdict{err: err, retryAfter: p.RetryAfter, result: unexpected}
+	v := verdict{err: err, retryAfter: p.RetryAfter, result: unexpected, status: p.Status, code: p.Code}
 	switch {
 	case p.Status == http.StatusUnauthorized:
 		v.result = unauthenticated

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"io"
 	"log/slog"
 	"net/http"
 	"os"
@@ -177,7 +178,7 @@ func TestRetryAfterIsHonoured(t *testing.T) {
 func TestAnUnknownOutcomeIsSentAgainAndADuplicateIsASuccess(t *testing.T) {
 	t.Parallel()
 	dup := farend.OK
-	dup.Body = `{"rows_accepted":3,"duplicate":true,"rejected":[]}`
+	dup.Body = `{"status":"accepted","rows_accepted":3,"duplicate":true,"rejected":[]}`
 	b := farend.New(t, nil, dup)
 	c := enrolled(t, b)
 	c.put(t, "one")
@@ -397,4 +398,8 @@ func TestRetryAfterHasTwoForms(t *testing.T) {
 	} {
 		require.Equal(t, want, retryAfter(text, now), text)
 	}
+}
+
+func textLog(w io.Writer) *slog.Logger {
+	return slog.New(slog.NewTextHandler(w, nil))
 }

@@ -35,7 +35,7 @@ var OK = Answer{Status: http.StatusAccepted, Body: `{"status":"accepted","rows_a
 func Refusal(status int, code string, headers ...string) Answer {
 	a := Answer{
 		Status:  status,
-		Body:    fmt.Sprintf(`{"status":%d,"code":%q,"detail":"no"}`, status, code),
+		Body:    fmt.Sprintf(`{"type":"urn:pganalytics:error:%s","status":%d,"code":%q,"detail":"no"}`, code, status, code),
 		Headers: map[string]string{"Content-Type": "application/problem+json"},
 	}
 	for i := 0; i < len(headers); i += 2 {
