@@ -13,7 +13,7 @@ type checkCommand struct {
 	source
 	StateDir string `type:"path" default:"/var/lib/pganalytics-collector" help:"Directory with the identity, and the spool unless the configuration says otherwise."`
 	Offline  bool   `help:"Do not ask the gateway."`
-	Output   string `default:"text" enum:"text,json" help:"Form of what is printed: text or json."`
+	formatted
 }
 
 // Run reads every family once, and errs if something that is configured does
@@ -35,11 +35,7 @@ func (c *checkCommand) Run(ctx context.Context, io *streams) error {
 	if err != nil {
 		return err
 	}
-	if c.Output == "json" {
-		err = json.NewEncoder(io.out).Encode(findings)
-	} else {
-		err = findings.Write(io.out)
-	}
+	err = c.show(io.out, findings, findings.Write)
 	if n := findings.Bad(); err == nil && n > 0 {
 		return fmt.Errorf("%d of what is configured does not work", n)
 	}
@@ -68,9 +64,29 @@ func (c *setupSQLCommand) Run(streams *streams) error {
 type statusCommand struct {
 	StateDir string `type:"path" default:"/var/lib/pganalytics-collector" help:"Directory with the identity."`
 	SpoolDir string `type:"path" help:"Directory of the spool, if the configuration sets it elsewhere."`
+	formatted
 }
 
-// Run shows identity and spool.
+// Run shows how the collector is.
 func (c *statusCommand) Run(io *streams) error {
-	return collector.Status(c.StateDir, c.SpoolDir, io.out)
+	status, err := collector.ReadStatus(c.StateDir, c.SpoolDir)
+	if err != nil {
+		return err
+	}
+	return c.show(io.out, status, status.Print)
+}
+
+// formatted is the flag of commands with an answer.
+type formatted struct {
+	Output string `default:"text" enum:"text,json" help:"text for people, json for scripts."`
+}
+
+// show prints v as JSON for scripts, else what text prints.
+func (f formatted) show(out io.Writer, v any, text func(io.Writer) error) error {
+	if f.Output == "text" {
+		return text(out)
+	}
+	e := json.NewEncoder(out)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
 }

@@ -25,7 +25,9 @@ type commands struct {
 	Run      runCommand      `cmd:"" help:"Collect and push until told to stop."`
 	Check    checkCommand    `cmd:"" help:"Try everything once: directories, gateway, servers, families; say what works and why not."`
 	SetupSQL setupSQLCommand `cmd:"" name:"setup-sql" help:"Print the SQL that prepares a server for this collector: role, extensions, functions."`
-	Status   statusCommand   `cmd:"" help:"Show identity and spool of the collector, which may be running."`
+	Status   statusCommand   `cmd:"" help:"Show how the collector is: identity, backend's last word, spool, servers. It may be running."`
+
+	Deadletters deadlettersCommand `cmd:"" help:"Look at what the gateway refused for good, send it again, or give it up."`
 }
 
 // streams are what commands read and write.

@@ -36,7 +36,9 @@ func command(t *testing.T, args ...string) (string, error) {
 func TestHelpIsGolden(t *testing.T) {
 	t.Parallel()
 	var all strings.Builder
-	for _, args := range [][]string{{}, {"enroll"}, {"run"}, {"check"}, {"setup-sql"}, {"status"}} {
+	for _, args := range [][]string{{}, {"enroll"}, {"run"}, {"check"}, {"setup-sql"}, {"status"},
+		{"deadletters"}, {"deadletters", "list"}, {"deadletters", "show"}, {"deadletters", "resend"}, {"deadletters", "discard"},
+	} {
 		text, err := command(t, append(args, "--help")...)
 		require.NoError(t, err)
 		all.WriteString(text + "\n")

@@ -71,6 +71,7 @@ type runCommand struct {
 	AdminListen string        `default:"127.0.0.1:9181" help:"Address of the admin listener: health, metrics, profiles. It has no access control."`
 	LogLevel    slog.Level    `default:"info" help:"Least level that is logged: debug, info, warn or error."`
 	LogFormat   string        `default:"json" enum:"json,text" help:"Format of log lines: json or text."`
+	MaxPushRate float64       `default:"20" help:"Most batches that are pushed in a second: how fast what an outage held back is drained. Negative: no bound."`
 	StopGrace   time.Duration `default:"5s" help:"How long to go on sending what is spooled when told to stop. What is left stays in the spool."`
 }
 
@@ -90,7 +91,8 @@ func (c *runCommand) Run(ctx context.Context, io *streams) (err error) {
 	build := daemon.ThisBuild()
 	load := func() (collector.Config, error) {
 		cfg, err := c.load(cat)
-		cfg.StateDir, cfg.Version, cfg.Pusher.Grace = c.StateDir, build.Version, c.StopGrace
+		cfg.StateDir, cfg.Version = c.StateDir, build.Version
+		cfg.Pusher.Grace, cfg.Pusher.MaxRate = c.StopGrace, c.MaxPushRate
 		return cfg, err
 	}
 	cfg, err := load()

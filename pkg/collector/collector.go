@@ -36,6 +36,7 @@ type Collector struct {
 	pusher    *uplink.Pusher
 	gatherer  *gatherer
 	fleet     *fleet
+	teller    *teller
 	metrics   *metrics
 	sections  chan []batch.Section // not buffered: what is read is taken at once or nothing more is read
 
@@ -70,6 +71,7 @@ func New(cfg Config, cat *catalogue.Catalogue, log *slog.Logger, reg prometheus.
 	}
 	c.client = uplink.NewClient(id, cfg.StateDir, reg)
 	c.pusher = uplink.NewPusher(cfg.Pusher, c.client, c.spool, log)
+	c.teller = newTeller(&cfg, c.spool, c.pusher, reg, log)
 	return c, nil
 }
 
@@ -86,6 +88,11 @@ func (c *Collector) Close() error {
 // and then the pusher has its grace for what is spooled.
 func (c *Collector) Parts() []daemon.Part {
 	return []daemon.Part{
+		{Name: "status", Run: func(ctx context.Context, ready func()) error {
+			ready()
+			c.teller.run(ctx)
+			return nil
+		}},
 		{Name: "certificate", Run: func(ctx context.Context, ready func()) error {
 			ready()
 			return c.client.KeepCertificate(ctx, c.log)

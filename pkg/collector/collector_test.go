@@ -177,18 +177,6 @@ func TestWhatServersSayReachesTheGatewayWithoutAGap(t *testing.T) {
 	}
 }
 
-func TestStatusShowsARunningCollector(t *testing.T) {
-	t.Parallel()
-	l := newLine(t)
-	l.start()
-	l.pushed(1)
-	var out bytes.Buffer
-	require.NoError(t, Status(l.cfg.StateDir, "", &out))
-	l.stop()
-	require.Contains(t, out.String(), l.far.ID.String())
-	require.Contains(t, out.String(), "unsent")
-}
-
 func TestACollectorThatIsNotEnrolledDoesNotRun(t *testing.T) {
 	t.Parallel()
 	l := newLine(t)

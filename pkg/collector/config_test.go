@@ -12,6 +12,7 @@ import (
 
 	"pganalytics/pkg/catalogue"
 	"pganalytics/pkg/collector/pgread"
+	"pganalytics/pkg/collector/spool"
 	"pganalytics/pkg/policy"
 )
 
@@ -54,10 +55,9 @@ query_text: off
 statement_timeout: 3s
 lock_timeout: 80ms
 connect_timeout: 9s
-spool: {dir: /spool, max_bytes: 512MiB}
+spool: {dir: /spool, max_bytes: 512MiB, keep: 6h, keep_bytes: 64MiB}
 `), cat, &cfg))
-	require.Equal(t, int64(512<<20), cfg.Spool.MaxBytes)
-	require.Equal(t, "/spool", cfg.Spool.Dir)
+	require.Equal(t, spool.Config{Dir: "/spool", MaxBytes: 512 << 20, Keep: 6 * time.Hour, KeepBytes: 64 << 20}, cfg.Spool)
 	require.Equal(t, map[string]string{"env": "prod"}, cfg.Labels)
 
 	local := cfg.readers(cat, policy.Document{})

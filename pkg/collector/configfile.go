@@ -59,8 +59,10 @@ func (p *parser) config(n *yaml.Node, c *Config) {
 	known["labels"] = p.labels(&c.Labels)
 	known["spool"] = func(n *yaml.Node) {
 		p.Mapping(n, "spool", keys{
-			"dir":       p.text(&c.Spool.Dir),
-			"max_bytes": p.bytes(&c.Spool.MaxBytes),
+			"dir":        p.text(&c.Spool.Dir),
+			"max_bytes":  p.bytes(&c.Spool.MaxBytes),
+			"keep":       p.duration(&c.Spool.Keep, maxKeep),
+			"keep_bytes": p.bytes(&c.Spool.KeepBytes),
 		})
 	}
 	var servers []*yaml.Node
@@ -140,6 +142,9 @@ func (p *parser) bytes(dst *int64) func(*yaml.Node) {
 
 // maxTimeout keeps a typing slip from waiting for ever.
 const maxTimeout = 10 * time.Minute
+
+// maxKeep is how long the backend takes batches after they were made.
+const maxKeep = 30 * 24 * time.Hour
 
 func (p *parser) duration(dst *time.Duration, most time.Duration) func(*yaml.Node) {
 	return func(n *yaml.Node) {

@@ -29,3 +29,7 @@ func advise(status int, code string) string {
 	}
 	return "the answer is not the gateway's: something between collector and gateway answers in its place, as a proxy or a login page. Whatever stands there must pass the connection through, and take bodies of 8 MiB."
 }
+
+// Advice returns what people have to do about a problem of that code; nothing
+// if it heals itself.
+func Advice(code string) string { return advice[code] }
