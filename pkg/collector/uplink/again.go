@@ -66,6 +66,9 @@ func (p *Pusher) Resend(_ context.Context, ranges []spool.Range) (found, missing
 
 // takeUp goes on with what a process before was asked to send again.
 func (p *Pusher) takeUp() {
+	if _, asked := p.again.first(); asked {
+		return // by this one, before it ran
+	}
 	ranges, err := p.spool.WantedResend()
 	if err == nil && len(ranges) > 0 {
 		var found int
