@@ -36,6 +36,67 @@ func named(t *testing.T, rows []row, names ...string) row {
 	return nil
 }
 
+func TestTablesAreCountedAndMeasured(t *testing.T) {
+	t.Parallel()
+	f := family(t, "pg_stat_user_tables")
+	onEveryServer(t, func(t *testing.T, databaseURL string) {
+		owner := connect(t, databaseURL)
+		execute(t, owner,
+			"create table worked (id int primary key, body text) with (autovacuum_enabled = off)",
+			"insert into worked select g, repeat('x', 100) from generate_series(1, 3000) g", "delete from worked where id <= 1000",
+			"update worked set body = 'y' where id > 2900", "analyze worked",
+			"create table large (id int, body text)", "alter table large alter body set storage external",
+			"insert into large select g, repeat('x', 5000) from generate_series(1, 100) g", "vacuum large",
+			"create table parts (id int) partition by range (id)", "create table parts_1 partition of parts for values from (0) to (10)",
+			"insert into parts values (1)", "create materialized view sums as select count(*) as n from worked",
+			"create temp table passing (id int)")
+		_ = owner.Close(t.Context()) // a session's counters are seen at its end at the latest
+
+		conn := monitor(t, databaseURL)
+		var rows []row
+		require.Eventually(t, func() bool {
+			rows = own(read(t, conn, f))
+			return named(t, rows, "worked")["n_tup_del"] == int64(1000)
+		}, waitFor, tick)
+		kinds := map[string]any{}
+		for _, r := range rows {
+			kinds[r["relname"].(string)] = r["relkind"]
+		}
+		expected := map[string]any{"worked": "r", "large": "r", "parts": "p", "parts_1": "r", "sums": "m"}
+		if major(t, conn) < 14 { // the view has no partitioned tables
+			delete(expected, "parts")
+		} else {
+			require.Nil(t, named(t, rows, "parts")["relfrozenxid_age"])
+		}
+		require.Equal(t, expected, kinds)
+		worked, large := named(t, rows, "worked"), named(t, rows, "large")
+		require.Equal(t, []any{int64(3000), int64(100)}, []any{worked["n_tup_ins"], worked["n_tup_upd"]})
+		require.InDelta(t, 1100, worked["n_dead_tup"], 100, "some may have been pruned")
+		require.NotNil(t, worked["last_analyze"])
+		require.Nil(t, worked["last_vacuum"])
+		require.NotNil(t, large["last_vacuum"])
+		require.Positive(t, worked["relfrozenxid_age"])
+		require.NotNil(t, worked["relminmxid_age"])
+		require.Greater(t, large["toast_bytes"], int64(500_000))
+		for _, r := range []row{worked, large} {
+			size := func(expression string) float64 {
+				return number(t, conn, "select "+expression+" from pg_class where relname = $1", r["relname"])
+			}
+			require.InDelta(t, size("pg_total_relation_size(oid)"), r["total_bytes"], 0)
+			require.InDelta(t, size("pg_indexes_size(oid)"), r["index_bytes"], 0)
+			require.InDelta(t, size("pg_total_relation_size(reltoastrelid)"), r["toast_bytes"], 0)
+			require.EqualValues(t, r["total_bytes"], r["table_bytes"].(int64)+r["index_bytes"].(int64)+r["toast_bytes"].(int64))
+			require.InDelta(t, number(t, conn, "select heap_blks_read + heap_blks_hit from pg_statio_user_tables where relname = $1", r["relname"]),
+				r["heap_blks_read"].(int64)+r["heap_blks_hit"].(int64), 0)
+		}
+
+		two := readAtMost(t, conn, f, 2)
+		require.Len(t, two, 2)
+		require.EqualValues(t, len(read(t, conn, f)), two[0]["rows_total"])
+		require.Contains(t, two, named(t, two, "worked"), "it is the greatest of those that were analyzed or vacuumed, and the most active")
+	})
+}
+
 func TestIndexesTellWhetherTheyAreUsedAndValid(t *testing.T) {
 	t.Parallel()
 	f := family(t, "pg_stat_user_indexes")
