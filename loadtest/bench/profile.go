@@ -45,6 +45,12 @@ func (s *system) profile(ctx context.Context, sh shape, rnd *rand.Rand, dir stri
 	if err != nil {
 		return err
 	}
+	loads := sh.payloads(sh.batches, rnd)
+	base := time.Now().Add(-loads[len(loads)-1].after)
+	first, err := s.prepare(sh, loads, base)
+	if err != nil {
+		return err
+	}
 	type answer struct {
 		profile *profile.Profile
 		err     error
@@ -60,14 +66,15 @@ func (s *system) profile(ctx context.Context, sh shape, rnd *rand.Rand, dir stri
 		p, err := profile.Parse(res.Body)
 		profiled <- answer{p, err}
 	}()
-	loads := sh.payloads(sh.batches, rnd)
-	base := time.Now().Add(-loads[len(loads)-1].after)
-	for start := time.Now(); time.Since(start) < profileTime; {
-		p, err := s.prepare(sh, loads, base)
-		if err != nil {
+	start := time.Now()
+	for p := first; ; {
+		if _, err := s.pushAll(ctx, p); err != nil {
 			return err
 		}
-		if _, err := s.pushAll(ctx, p); err != nil {
+		if time.Since(start) > profileTime {
+			break
+		}
+		if p, err = s.prepare(sh, loads, base); err != nil {
 			return err
 		}
 	}

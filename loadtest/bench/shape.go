@@ -29,8 +29,9 @@ type shape struct {
 var (
 	narrow = shape{name: "json_narrow", family: "bench_narrow", values: 1, rows: 1000, batches: 1600, gate: 0.65, target: 0.9}
 	tuples = shape{name: "native", family: "bench_native", native: true, values: 1, rows: 1000, batches: 1600, gate: 0.8, target: 1}
+	large  = shape{name: "native_large", family: "bench_native_large", native: true, values: 1, rows: 5000, batches: 320, gate: 0.8, target: 1}
 	wide   = shape{name: "json_wide", family: "bench_wide", values: 20, rows: 1000, batches: 400, gate: 0.45, target: 0.65}
-	shapes = []shape{tuples, narrow, wide}
+	shapes = []shape{tuples, large, narrow, wide}
 )
 
 // servers is how many servers the rows come from. A batch is the rows of one

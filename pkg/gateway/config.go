@@ -21,7 +21,8 @@ type Config struct {
 
 	// MaxInFlightBytes bounds what all pushes together hold in memory: the
 	// bytes of their bodies and of the batches made of them while they are read,
-	// twice the encoded batch while it is published. A push beyond it is answered 503 and comes again.
+	// twice the encoded batch while it is published, or once and the body that
+	// a native batch is part of. A push beyond it is answered 503 and comes again.
 	// Defaults to 64 MiB. Too low, and a fleet that comes back after an outage
 	// takes long to catch up; too high, and it takes the process down.
 	MaxInFlightBytes int64

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"math"
 	"slices"
 	"strings"
@@ -29,7 +30,7 @@ func TestAFaultOfTheMessageRefusesTheBody(t *testing.T) {
 	another := narrowRows(t, 1)
 	labels := make([]*batchpb.Label, 65)
 	for i := range labels {
-		labels[i] = &batchpb.Label{Name: "l" + strings.Repeat("x", i)}
+		labels[i] = &batchpb.Label{Name: fmt.Sprint("l", i)}
 	}
 	numbered := func(m *batchpb.PushRequest) { m.Epoch, m.Sequence = id(v7(now, 2)), 3 }
 	for name, test := range map[string]struct {
@@ -126,6 +127,20 @@ func TestLimitsRefuseTheBody(t *testing.T) {
 		}
 		requireFault(t, err, fault.TooLarge, test.code, "")
 	}
+}
+
+// What no batch has room for is not read to its end, wherever in the body it is.
+func TestABodyThatHoldsMoreThanABatchIsNotHeld(t *testing.T) {
+	t.Parallel()
+	lim := push.DefaultLimits()
+	lim.MaxEncodedBytes = 512 << 10
+	unknown := narrowRows(t, 100_000)
+	unknown.Family = "unknown"
+	body := &heldBody{r: bytes.NewReader(sample(narrowRows(t, 1), unknown).Append(nil))}
+	_, _, err := native.Decode(body, collector, families(t), lim, now)
+	requireFault(t, err, fault.TooLarge, "batch_too_large", "/sections")
+	require.Greater(t, body.r.Len(), 4<<20, "the rest is not read")
+	require.Less(t, body.held, 1<<20)
 }
 
 // A body that did not arrive must not be refused for good.

@@ -10,8 +10,9 @@ import (
 type Limits struct {
 	// MaxBodyBytes is the largest body in bytes, after decompression.
 	// Defaults to 32 MiB. Smaller than what senders make, their batches are
-	// refused for good; the memory of a request does not depend on it as long
-	// as members come in the documented order.
+	// refused for good; the memory of a request does not depend on it: JSON is
+	// decoded as it comes as long as its members are in the documented order,
+	// and a native body is not read further than MaxEncodedBytes and a little.
 	MaxBodyBytes int64
 	// MaxEncodedBytes is the largest batch in bytes as it goes onto the
 	// stream. Defaults to 8 MiB less 64 KiB. It must stay below the stream
