@@ -8,7 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -119,7 +118,7 @@ func scanned(b *testing.B, conn *pgx.Conn, f *catalogue.Family, room int) []byte
 	tuples := make([]byte, 0, room)
 	for rows.Next() {
 		require.NoError(b, rows.Scan(targets...))
-		tuples = batch.AppendTuple(tuples, batch.LeadFields+len(targets), at, uuid.UUID(collectorID))
+		tuples = batch.AppendTuple(tuples, batch.LeadFields+len(targets), at, collectorID)
 		for _, target := range targets {
 			switch v := target.(type) {
 			case **bool:

@@ -92,10 +92,14 @@ func TestAFamilyWhoseNeedsAreNotThereIsOffUntilTheyAre(t *testing.T) {
 	r.of("extended")
 	d.execute("grant usage on schema helpers to " + role)
 	require.Equal(t, [][]string{{"x", "7"}}, table(t, r.of("helped")))
+
+	// What goes is noticed by the failure, long before it is looked for again.
+	cfg.LookAgain = time.Hour
+	r = start(t, cfg, cat)
+	r.of("helped")
 	d.execute("drop function helpers.helper()")
-	before := unread("helped")
-	r.eventually(func() bool { return unread("helped") > before }, "it is off again")
-	require.Equal(t, 2, strings.Count(r.log(), `reason="function helpers.helper is not in this database"`), r.log())
+	r.eventually(func() bool { return unread("helped") > 0 }, "it is off again")
+	require.Equal(t, 1, strings.Count(r.log(), `reason="function helpers.helper is not in this database"`), r.log())
 }
 
 func TestASlowFamilyIsReadLessOftenUntilItIsFaster(t *testing.T) {
@@ -150,7 +154,7 @@ func TestStoppingLeavesNoStatementRunning(t *testing.T) {
 	cancel()
 	require.NoError(t, <-done)
 	require.Less(t, time.Since(stopped), 20*time.Second)
-	require.Eventually(t, func() bool { return d.number(sessions, d.conn.Config().Database) == 0 }, 60*time.Second, 20*time.Millisecond)
+	require.Zero(t, active())
 }
 
 func TestALostConnectionIsNotTheFamilysFault(t *testing.T) {
