@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -24,6 +25,7 @@ import (
 	"pganalytics/pkg/collector/uplink"
 	"pganalytics/pkg/daemon"
 	"pganalytics/pkg/policy"
+	"pganalytics/pkg/policy/pulled"
 )
 
 // Collector is a collector that is ready to run.
@@ -34,6 +36,7 @@ type Collector struct {
 	client    *uplink.Client
 	spool     *spool.Spool
 	pusher    *uplink.Pusher
+	puller    *uplink.Puller
 	gatherer  *gatherer
 	fleet     *fleet
 	teller    *teller
@@ -65,12 +68,15 @@ func New(cfg Config, cat *catalogue.Catalogue, log *slog.Logger, reg prometheus.
 		s.CollectorID, s.UpTo = id.CollectorID, p.upTo
 		return pgread.NewServer(s, cat, log, read, c.sections)
 	}, log, c.metrics)
-	c.fleet.want(cfg.readers(cat, c.pulled))
 	if c.gatherer, err = newGatherer(cfg.sender(id), c.spool, log, c.metrics); err != nil {
 		return nil, errors.Join(err, c.spool.Close())
 	}
 	c.client = uplink.NewClient(id, cfg.StateDir, reg)
 	c.pusher = uplink.NewPusher(cfg.Pusher, c.client, c.spool, log)
+	c.puller = uplink.NewPuller(uplink.PullerConfig{
+		File: filepath.Join(cfg.StateDir, uplink.PulledName), Apply: c.Apply, Resend: c.resend,
+	}, c.client, cat, log)
+	c.Apply(c.puller.Document())
 	c.teller = newTeller(&cfg, c.spool, c.pusher, reg, log)
 	return c, nil
 }
@@ -101,11 +107,24 @@ func (c *Collector) Parts() []daemon.Part {
 			ready()
 			return c.pusher.Run(ctx)
 		}},
+		{Name: "configuration", Run: func(ctx context.Context, ready func()) error {
+			ready()
+			return c.puller.Run(ctx)
+		}},
 		{Name: "collect", Run: func(ctx context.Context, ready func()) error {
 			ready()
 			return c.collect(ctx)
 		}},
 	}
+}
+
+// resend sends the batches of these numbers again.
+func (c *Collector) resend(ctx context.Context, numbers []pulled.Range) (found, missing int, err error) {
+	ranges := make([]spool.Range, len(numbers))
+	for i, r := range numbers {
+		ranges[i] = spool.Range(r)
+	}
+	return c.pusher.Resend(ctx, ranges)
 }
 
 // collect reads all servers until ctx ends and returns when everything that
