@@ -31,6 +31,13 @@ type Findings struct {
 	Notes     []string        `json:"notes"`     // what works, and what is worth knowing
 	Faults    []string        `json:"faults"`    // what keeps the collector itself from working
 	Servers   []ServerFinding `json:"servers"`
+	Host      *HostFinding    `json:"host,omitempty"` // nil: it is not read
+}
+
+// HostFinding is about the collector's own host.
+type HostFinding struct {
+	Name     string          `json:"name"` // of the server that its rows are stored under
+	Families []FamilyFinding `json:"families"`
 }
 
 // ServerFinding is about one server.
@@ -77,8 +84,12 @@ func Check(ctx context.Context, cfg Config, cat *catalogue.Catalogue, offline bo
 	readers := cfg.readers(cat, policy.Document{})
 	for _, s := range cfg.Servers {
 		c := checker{catalogue: cat, named: policy.Merge(s.Policy, cfg.Policy), cfg: readers[s.Name]}
-		f.Servers = append(f.Servers, c.server(ctx))
+		finding := c.server(ctx)
+		c.logs(&finding, s.LogFiles)
+		finding.sort()
+		f.Servers = append(f.Servers, finding)
 	}
+	f.host(ctx, &cfg, cat)
 	return f, ctx.Err()
 }
 
@@ -86,14 +97,25 @@ func Check(ctx context.Context, cfg Config, cat *catalogue.Catalogue, offline bo
 func (f *Findings) Bad() int {
 	n := len(f.Faults)
 	for _, s := range f.Servers {
-		n += len(s.Faults)
-		for _, family := range s.Families {
-			if family.Fault {
-				n++
-			}
+		n += len(s.Faults) + bad(s.Families)
+	}
+	if f.Host != nil {
+		n += bad(f.Host.Families)
+	}
+	return n
+}
+
+func bad(families []FamilyFinding) (n int) {
+	for _, f := range families {
+		if f.Fault {
+			n++
 		}
 	}
 	return n
+}
+
+func (s *ServerFinding) sort() {
+	slices.SortStableFunc(s.Families, func(a, b FamilyFinding) int { return cmp.Compare(a.Family, b.Family) })
 }
 
 func (f *Findings) note(format string, args ...any) {
@@ -241,7 +263,6 @@ func (c *checker) report(f *ServerFinding, r *pgread.Report) {
 			f.Families = append(f.Families, FamilyFinding{Family: family.Name, State: off, Reason: c.unchosen(family)})
 		}
 	}
-	slices.SortStableFunc(f.Families, func(a, b FamilyFinding) int { return cmp.Compare(a.Family, b.Family) })
 }
 
 // family says what came of reading one.

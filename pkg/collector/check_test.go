@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"pganalytics/pkg/catalogue"
+	"pganalytics/pkg/collector/hostread"
 	"pganalytics/pkg/collector/internal/farend"
 	"pganalytics/pkg/collector/pgread"
 	"pganalytics/pkg/internal/testdb"
@@ -110,8 +111,10 @@ func TestNothingIsOffForWantOfPrivilegesOnceTheSetupScriptHasRun(t *testing.T) {
 	own, _ := prepare(t, db, cat)
 	at, err := pgconn.ParseConfig(db)
 	require.NoError(t, err)
+	log := filepath.Join(t.TempDir(), "pg.csv")
+	require.NoError(t, os.WriteFile(log, nil, 0o600))
 	cfg := Config{
-		StateDir: t.TempDir(), Servers: []Server{{Config: pgread.Config{Name: "main", Conninfo: own}}},
+		StateDir: t.TempDir(), Servers: []Server{{Config: pgread.Config{Name: "main", Conninfo: own}, LogFiles: log}},
 		Policy: policy.Policy{Preset: catalogue.Exhaustive, Databases: policy.Databases{Include: []string{at.Database}}},
 	}
 	f, err := Check(t.Context(), cfg, cat, true)
@@ -127,6 +130,13 @@ func TestNothingIsOffForWantOfPrivilegesOnceTheSetupScriptHasRun(t *testing.T) {
 		read++
 	}
 	require.Greater(t, read, 10)
+	require.Len(t, f.Host.Families, len(hostread.Families()))
+	require.Zero(t, bad(f.Host.Families)+bad(f.Servers[0].Families))
+
+	cfg.Servers[0].LogFiles += "x.csv"
+	f, err = Check(t.Context(), cfg, cat, true)
+	require.NoError(t, err)
+	require.Equal(t, 1, bad(f.Servers[0].Families), "log files that are not there")
 }
 
 func TestCheckFindsWhatKeepsTheCollectorItselfFromWorking(t *testing.T) {

@@ -20,7 +20,6 @@ import (
 
 	"pganalytics/pkg/batch"
 	"pganalytics/pkg/catalogue"
-	"pganalytics/pkg/collector/pgread"
 	"pganalytics/pkg/collector/spool"
 	"pganalytics/pkg/collector/uplink"
 	"pganalytics/pkg/daemon"
@@ -63,11 +62,8 @@ func New(cfg Config, cat *catalogue.Catalogue, log *slog.Logger, reg prometheus.
 	if c.spool, err = spool.Open(cfg.Spool, log, reg); err != nil {
 		return nil, err
 	}
-	read, p := pgread.NewMetrics(reg), newPressure(c.spool.Stats, log, c.metrics)
-	c.fleet = newFleet(func(s pgread.Config) (*pgread.Server, error) {
-		s.CollectorID, s.UpTo = id.CollectorID, p.upTo
-		return pgread.NewServer(s, cat, log, read, c.sections)
-	}, log, c.metrics)
+	p := newPressure(c.spool.Stats, log, c.metrics)
+	c.fleet = newFleet(newDesk(id.CollectorID, cat, p.upTo, log, reg, c.sections).open, log, c.metrics)
 	if c.gatherer, err = newGatherer(cfg.sender(id), c.spool, log, c.metrics); err != nil {
 		return nil, errors.Join(err, c.spool.Close())
 	}

@@ -3,6 +3,7 @@ package collector
 import (
 	"bytes"
 	"context"
+	"errors"
 	"log/slog"
 	"net/http"
 	"os"
@@ -55,6 +56,7 @@ func newLine(t *testing.T) *line {
 	l.cfg = Config{
 		StateDir: dir,
 		Labels:   map[string]string{"env": "test"},
+		Host:     Host{Off: true},
 		Policy: policy.Policy{Families: map[string]policy.Setting{
 			"pg_stat_database": {Interval: time.Second}, "pg_instance": {Interval: time.Second},
 		}},
@@ -175,6 +177,36 @@ func TestWhatServersSayReachesTheGatewayWithoutAGap(t *testing.T) {
 	for i, a := range accepted {
 		require.Equal(t, batches[i].BatchId, a.BatchID[:])
 	}
+}
+
+func TestHostAndLogFilesReachTheGatewayUnderTheirServers(t *testing.T) {
+	t.Parallel()
+	l := newLine(t)
+	log := filepath.Join(t.TempDir(), "pg.json")
+	require.NoError(t, os.WriteFile(log, nil, 0o600))
+	l.cfg.Host = Host{}
+	l.cfg.Servers[0].LogFiles = log
+	l.cfg.Policy.Families["host_memory"] = policy.Setting{Interval: time.Second}
+	l.cfg.Policy.Families["host_load"] = policy.Setting{Off: true}
+	l.cfg.Policy.Families["pg_log_summary"] = policy.Setting{Interval: time.Second}
+	l.start()
+	l.pushed(1) // the log is followed
+	seen := map[string]int{}
+	l.eventually("host and log", func() bool {
+		f, err := os.OpenFile(log, os.O_APPEND|os.O_WRONLY, 0)
+		require.NoError(t, err)
+		_, err = f.WriteString(`{"error_severity":"ERROR","state_code":"42601","message":"x"}` + "\n")
+		require.NoError(t, errors.Join(err, f.Close()))
+		for _, b := range l.pushed(1) {
+			for _, s := range b.Sections {
+				seen[s.Server+" "+s.Family]++
+			}
+		}
+		return seen["db1 pg_log_summary"] > 0 && seen["h1 host_memory"] > 0
+	})
+	l.stop()
+	require.Zero(t, seen["h1 host_load"], "it is off")
+	require.Zero(t, seen["h1 pg_log_summary"]+seen["db1 host_memory"])
 }
 
 func TestACollectorThatIsNotEnrolledDoesNotRun(t *testing.T) {

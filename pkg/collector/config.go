@@ -9,7 +9,7 @@ import (
 	"strings"
 
 	"pganalytics/pkg/batch"
-	"pganalytics/pkg/catalogue"
+	"pganalytics/pkg/collector/logread"
 	"pganalytics/pkg/collector/pgread"
 	"pganalytics/pkg/collector/spool"
 	"pganalytics/pkg/collector/uplink"
@@ -39,6 +39,9 @@ type Config struct {
 	// never change: rows are stored under them.
 	Servers []Server
 
+	// Host says how the collector's own host is read.
+	Host Host
+
 	// Spool bounds what waits on disk. Dir defaults to StateDir/spool.
 	Spool spool.Config
 
@@ -54,6 +57,19 @@ type Server struct {
 
 	// Policy is the server's own, over that of all servers.
 	Policy policy.Policy
+
+	// LogFiles is a path or pattern of its csvlog or jsonlog files on this
+	// host, see logread.Config. Empty: they are not read.
+	LogFiles string
+}
+
+// Host is the collector's own host.
+type Host struct {
+	// Off: it is not read.
+	Off bool
+
+	// Name of the server that its rows are stored under. Defaults to Hostname.
+	Name string
 }
 
 // SpoolDir returns where a collector with this state directory keeps its spool
@@ -69,24 +85,12 @@ func (c *Config) setDefaults(id *uplink.Identity) {
 	if c.Hostname == "" && id != nil {
 		c.Hostname = id.Hostname
 	}
+	if c.Host.Name == "" {
+		c.Host.Name = c.Hostname
+	}
 	if c.Version == "" {
 		c.Version = "devel"
 	}
-}
-
-// readers returns what is to be read from each server: the pulled policy of a
-// server, the pulled one of all, the server's own, and that of all, the
-// stronger first.
-func (c *Config) readers(cat *catalogue.Catalogue, pulled policy.Document) map[string]pgread.Config {
-	readers := make(map[string]pgread.Config, len(c.Servers))
-	for _, s := range c.Servers {
-		chosen := policy.Merge(pulled.Servers[s.Name], pulled.Policy, s.Policy, c.Policy)
-		r := s.Config
-		r.Families = chosen.Resolve(cat)
-		r.Include, r.Exclude = chosen.Databases.Include, chosen.Databases.Exclude
-		readers[s.Name] = r
-	}
-	return readers
 }
 
 // has reports whether there is a server of that name.
@@ -114,6 +118,9 @@ func (c *Config) Validate() error {
 	if !pgread.Acceptable(c.Hostname) {
 		errs = append(errs, fmt.Errorf("hostname %q: must be at most 255 bytes long, without control characters", c.Hostname))
 	}
+	if !pgread.Acceptable(c.Host.Name) {
+		errs = append(errs, fmt.Errorf("host name %q: must be at most 255 bytes long, without control characters", c.Host.Name))
+	}
 	if len(c.Labels) > maxLabels {
 		errs = append(errs, fmt.Errorf("%d labels: at most %d are possible", len(c.Labels), maxLabels))
 	}
@@ -130,6 +137,11 @@ func (c *Config) Validate() error {
 		}
 		names[s.Name] = true
 		errs = append(errs, s.Validate())
+		if s.LogFiles != "" {
+			if _, err := logread.New(s.LogFiles); err != nil {
+				errs = append(errs, fmt.Errorf("server %q: %w", s.Name, err))
+			}
+		}
 	}
 	return errors.Join(errs...)
 }

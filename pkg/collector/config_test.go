@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"pganalytics/pkg/catalogue"
+	"pganalytics/pkg/collector/logread"
 	"pganalytics/pkg/collector/pgread"
 	"pganalytics/pkg/collector/spool"
 	"pganalytics/pkg/policy"
@@ -45,6 +46,7 @@ servers:
     preset: minimal
     query_text: full
     lock_timeout: 50ms
+    log_files: /var/log/postgresql/*.csv
   - name: two
     conninfo_file: `+secretFile(t, "postgres://me:s3cret@db2/postgres")+`
     families: {pg_locks: off, pg_stat_wal: on}
@@ -55,11 +57,14 @@ query_text: off
 statement_timeout: 3s
 lock_timeout: 80ms
 connect_timeout: 9s
+host: {name: one}
 spool: {dir: /spool, max_bytes: 512MiB, keep: 6h, keep_bytes: 64MiB}
 `), cat, &cfg))
 	require.Equal(t, spool.Config{Dir: "/spool", MaxBytes: 512 << 20, Keep: 6 * time.Hour, KeepBytes: 64 << 20}, cfg.Spool)
 	require.Equal(t, map[string]string{"env": "prod"}, cfg.Labels)
 
+	require.Equal(t, Host{Name: "one"}, cfg.Host)
+	require.Empty(t, cfg.logs(cat, policy.Document{}), "not in the server's preset")
 	local := cfg.readers(cat, policy.Document{})
 	one, two := local["one"], local["two"]
 	require.Equal(t, policy.Reading{Interval: 30 * time.Second, MaxRows: 7}, one.Families["pg_locks"])
@@ -82,6 +87,7 @@ databases: {exclude: []}
 servers: {two: {families: {pg_stat_wal: off}}}
 `), cat)
 	require.NoError(t, err)
+	require.Equal(t, []logread.Config{{Server: "one", Files: "/var/log/postgresql/*.csv", Interval: time.Minute}}, cfg.logs(cat, pulled))
 	above := cfg.readers(cat, pulled)
 	require.Equal(t, policy.Reading{Interval: 10 * time.Second, MaxRows: 7}, above["one"].Families["pg_locks"])
 	require.Contains(t, above["one"].Families, "pg_settings")

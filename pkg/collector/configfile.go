@@ -13,6 +13,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"pganalytics/pkg/catalogue"
+	"pganalytics/pkg/collector/logread"
 	"pganalytics/pkg/collector/pgread"
 	"pganalytics/pkg/policy"
 )
@@ -65,6 +66,7 @@ func (p *parser) config(n *yaml.Node, c *Config) {
 			"keep_bytes": p.bytes(&c.Spool.KeepBytes),
 		})
 	}
+	known["host"] = p.host(&c.Host)
 	var servers []*yaml.Node
 	known["servers"] = func(n *yaml.Node) {
 		if n.Kind != yaml.SequenceNode || len(n.Content) == 0 {
@@ -101,6 +103,7 @@ func (p *parser) server(n *yaml.Node, all pgread.Config, c *Config) {
 	known["conninfo"] = p.text(&info.Plain)
 	known["conninfo_file"] = p.text(&info.File)
 	known["conninfo_env"] = p.text(&info.Env)
+	known["log_files"] = p.logFiles(&s.LogFiles)
 	p.Mapping(n, "a server", known)
 	if hasPassword(s.Name) {
 		p.Fault(n, "a server's name must not be its conninfo")
@@ -118,6 +121,24 @@ func (p *parser) server(n *yaml.Node, all pgread.Config, c *Config) {
 		p.Fault(n, "%w", s.Validate())
 	}
 	c.Servers = append(c.Servers, s)
+}
+
+// host is off, or says under which server the host's rows are stored.
+func (p *parser) host(dst *Host) func(*yaml.Node) {
+	return func(n *yaml.Node) {
+		if dst.Off = n.Kind == yaml.ScalarNode && n.Value == "off"; !dst.Off {
+			p.Mapping(n, "host", keys{"name": p.text(&dst.Name)})
+		}
+	}
+}
+
+func (p *parser) logFiles(dst *string) func(*yaml.Node) {
+	return func(n *yaml.Node) {
+		if _, err := logread.New(n.Value); err != nil {
+			p.Fault(n, "%w", err)
+		}
+		*dst = n.Value
+	}
 }
 
 func (p *parser) text(dst *string) func(*yaml.Node) {

@@ -26,7 +26,7 @@ func (c *Collector) Reload(cfg Config) error {
 	c.cfg = cfg
 	from := cfg.sender(c.identity)
 	c.gatherer.sender.Store(&from)
-	c.fleet.want(c.cfg.readers(c.catalogue, c.pulled))
+	c.fleet.want(c.cfg.sources(c.catalogue, c.pulled))
 	return nil
 }
 
@@ -35,12 +35,12 @@ func (c *Collector) Apply(doc policy.Document) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for name := range doc.Servers {
-		if !c.cfg.has(name) {
+		if !c.cfg.has(name) && name != c.cfg.Host.Name {
 			c.log.Warn("pulled configuration names a server that this collector does not have", "server", name)
 		}
 	}
 	c.pulled = doc
-	c.fleet.want(c.cfg.readers(c.catalogue, c.pulled))
+	c.fleet.want(c.cfg.sources(c.catalogue, c.pulled))
 }
 
 // Reloading reads the configuration anew whenever something comes from

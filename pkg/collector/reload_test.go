@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
@@ -232,14 +233,12 @@ type bareFleet struct {
 	ended    chan error
 }
 
-func newBareFleet(t *testing.T, cat *catalogue.Catalogue, readers map[string]pgread.Config) *bareFleet {
+func newBareFleet(t *testing.T, cat *catalogue.Catalogue, sources map[place]any) *bareFleet {
 	t.Helper()
 	b := &bareFleet{t: t, registry: prometheus.NewRegistry(), sections: make(chan []batch.Section), ended: make(chan error, 1)}
-	log, read := slog.New(slog.DiscardHandler), pgread.NewMetrics(b.registry)
-	b.fleet = newFleet(func(c pgread.Config) (*pgread.Server, error) {
-		return pgread.NewServer(c, cat, log, read, b.sections)
-	}, log, newMetrics(b.registry))
-	b.want(readers)
+	log := slog.New(slog.DiscardHandler)
+	b.fleet = newFleet(newDesk(uuid.New(), cat, nil, log, b.registry, b.sections).open, log, newMetrics(b.registry))
+	b.want(sources)
 	var ctx context.Context
 	ctx, b.cancel = context.WithCancel(t.Context())
 	t.Cleanup(b.cancel)
@@ -280,8 +279,8 @@ func (b *bareFleet) drain() (n int) {
 func TestAFleetHasEndedOnceAllThatWasReadIsTaken(t *testing.T) {
 	t.Parallel()
 	cat := defaultCatalogue(t)
-	cfg := Config{Policy: instanceOnly(cat), Servers: []Server{newDatabase(t).server("one")}}
-	b := newBareFleet(t, cat, cfg.readers(cat, policy.Document{}))
+	cfg := Config{Host: Host{Off: true}, Policy: instanceOnly(cat), Servers: []Server{newDatabase(t).server("one")}}
+	b := newBareFleet(t, cat, cfg.sources(cat, policy.Document{}))
 	b.untilRead()
 	b.cancel()
 	select {
@@ -295,13 +294,13 @@ func TestAFleetHasEndedOnceAllThatWasReadIsTaken(t *testing.T) {
 func TestAServerThatIsWantedAgainBeforeItHasEndedIsReadOn(t *testing.T) {
 	t.Parallel()
 	cat := defaultCatalogue(t)
-	cfg := Config{Policy: instanceOnly(cat), Servers: []Server{newDatabase(t).server("one")}}
-	readers := cfg.readers(cat, policy.Document{})
-	b := newBareFleet(t, cat, readers)
+	cfg := Config{Host: Host{Off: true}, Policy: instanceOnly(cat), Servers: []Server{newDatabase(t).server("one")}}
+	sources := cfg.sources(cat, policy.Document{})
+	b := newBareFleet(t, cat, sources)
 	b.untilRead()
 	b.want(nil)
 	b.wanted(0)
-	b.want(readers)
+	b.want(sources)
 	b.wanted(1)
 	for range 4 { // more than the one that was held
 		select {
@@ -324,9 +323,9 @@ func TestAServerThatIsRemovedWhileItIsConnectedToIsNotCalledDown(t *testing.T) {
 	require.NoError(t, err)
 	server := Server{Config: pgread.Config{Name: "one", Conninfo: "sslmode=disable host=" + host + " port=" + port}}
 	server.ConnectTimeout = time.Minute
-	cfg := Config{Policy: instanceOnly(cat), Servers: []Server{server}}
+	cfg := Config{Host: Host{Off: true}, Policy: instanceOnly(cat), Servers: []Server{server}}
 	cfg.Policy.Families["pg_instance"] = policy.Setting{Interval: time.Second}
-	b := newBareFleet(t, cat, cfg.readers(cat, policy.Document{}))
+	b := newBareFleet(t, cat, cfg.sources(cat, policy.Document{}))
 	conn, err := silent.Accept()
 	require.NoError(t, err)
 	defer func() { _ = conn.Close() }()

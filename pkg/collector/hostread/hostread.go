@@ -35,8 +35,8 @@ type Config struct {
 	// is passed over.
 	Intervals map[string]time.Duration
 
-	// Wanted reports whether families of a preset are read now. Nil: all are.
-	Wanted func(catalogue.Preset) bool
+	// UpTo tells up to which preset families are read now. Nil: all are.
+	UpTo func() catalogue.Preset
 }
 
 // Families returns the names of all host families.
@@ -132,7 +132,7 @@ func (h *Host) keep(ctx context.Context, t task) {
 		case <-timer.C:
 		}
 		timer.Reset(t.interval)
-		if h.cfg.Wanted != nil && !h.cfg.Wanted(t.family.Preset) {
+		if h.cfg.UpTo != nil && t.family.Preset > h.cfg.UpTo() {
 			h.metrics.skipped.WithLabelValues(t.family.Name).Inc()
 			continue
 		}
@@ -161,8 +161,9 @@ func (h *Host) keep(ctx context.Context, t task) {
 func (h *Host) Try(ctx context.Context) []Trial {
 	trials := make([]Trial, len(h.tasks))
 	for i, t := range h.tasks {
+		began := time.Now()
 		s, err := h.section(ctx, t)
-		trials[i] = Trial{Family: t.family.Name, Interval: t.interval, Rows: s.Rows, Err: err}
+		trials[i] = Trial{Family: t.family.Name, Interval: t.interval, Rows: s.Rows, Took: time.Since(began), Err: err}
 	}
 	return trials
 }
@@ -172,6 +173,7 @@ type Trial struct {
 	Family   string
 	Interval time.Duration
 	Rows     int // 0 for host_cpu, which needs two readings
+	Took     time.Duration
 	Err      error
 }
 

@@ -208,10 +208,10 @@ func TestPartitionsAndMemoryAreNoDisks(t *testing.T) {
 }
 
 // setup makes a reader of one family that reads as told.
-func setup(t *testing.T, family string, r reading, wanted func(catalogue.Preset) bool) (*Host, *Metrics, chan []batch.Section) {
+func setup(t *testing.T, family string, r reading, upTo func() catalogue.Preset) (*Host, *Metrics, chan []batch.Section) {
 	t.Helper()
 	out, m := make(chan []batch.Section), NewMetrics(prometheus.NewRegistry())
-	h := New(Config{CollectorID: collector, Name: "db1", Intervals: map[string]time.Duration{family: time.Millisecond}, Wanted: wanted},
+	h := New(Config{CollectorID: collector, Name: "db1", Intervals: map[string]time.Duration{family: time.Millisecond}, UpTo: upTo},
 		families(t), slog.New(slog.DiscardHandler), m, out)
 	require.Len(t, h.tasks, 1)
 	h.tasks[0].read = r
@@ -246,12 +246,11 @@ func TestWhatIsNotWantedIsCountedAndNotRead(t *testing.T) {
 	asked := 0
 	h, m, _ := setup(t, "host_load", func(context.Context) ([][]byte, error) {
 		return nil, errors.New("read although not wanted")
-	}, func(p catalogue.Preset) bool {
-		require.Equal(t, catalogue.Standard, p)
+	}, func() catalogue.Preset {
 		if asked++; asked == 3 {
 			cancel()
 		}
-		return false
+		return catalogue.Minimal
 	})
 	require.NoError(t, h.Run(ctx))
 	require.GreaterOrEqual(t, testutil.ToFloat64(m.skipped.WithLabelValues("host_load")), 3.0)

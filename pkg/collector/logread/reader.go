@@ -2,6 +2,7 @@ package logread
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"time"
 
@@ -31,9 +32,9 @@ type Config struct {
 	// Interval is how often the files are read.
 	Interval time.Duration
 
-	// Wanted reports whether families of a preset are read now. Nil: all are.
-	// What is logged meanwhile is counted later.
-	Wanted func(catalogue.Preset) bool
+	// UpTo tells up to which preset families are read now. Nil: all are. What
+	// is logged meanwhile is counted later.
+	UpTo func() catalogue.Preset
 }
 
 // Metrics count what is read. The label is the server's name.
@@ -65,12 +66,11 @@ type Reader struct {
 	failed   bool
 }
 
-// NewReader makes the reader; nil if the catalogue has no such family. What it
-// reads goes to out.
+// NewReader makes the reader. What it reads goes to out.
 func NewReader(cfg Config, cat *catalogue.Catalogue, log *slog.Logger, m *Metrics, out chan<- []batch.Section) (*Reader, error) {
 	family, known := cat.Family(Family)
 	if !known {
-		return nil, nil
+		return nil, fmt.Errorf("the catalogue has no family %s", Family)
 	}
 	follower, err := New(cfg.Files)
 	if err != nil {
@@ -88,7 +88,7 @@ func (r *Reader) Run(ctx context.Context) error {
 	ticker := time.NewTicker(r.cfg.Interval)
 	defer ticker.Stop()
 	for {
-		if r.cfg.Wanted == nil || r.cfg.Wanted(r.family.Preset) {
+		if r.cfg.UpTo == nil || r.family.Preset <= r.cfg.UpTo() {
 			if s := r.section(r.read()); s.Rows > 0 {
 				r.out <- []batch.Section{s}
 			}
