@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io"
 	"iter"
-	"slices"
 	"sync"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -13,73 +12,68 @@ import (
 	"pganalytics/pkg/batch/push"
 )
 
-// Bodies are read into memory that is used again, because how large they are is
-// known only at the end; the batch gets a copy of just their size. Of usual
-// bodies that is cheaper than to grow.
-var buffers = sync.Pool{New: func() any { return new([]byte) }}
+// part is a piece of a body as it comes. Parts are used again, because how large
+// a body is is known only at its end; the batch then gets a copy of just its
+// size, which costs less than to let one buffer grow.
+type part [64 << 10]byte // most bodies are one
 
-const (
-	firstBuffer = 64 << 10
-	maxBuffer   = 256 << 10 // that is kept for the next body
+var parts = sync.Pool{New: func() any { return new(part) }}
 
-	notInBatch = 1 << 10 // bytes at most of hostname, version and what else is not in the batch
-)
+// notInBatch is how many bytes at most hostname, version and all else take that
+// is not in the batch.
+const notInBatch = 1 << 10
 
-// readBody reads a whole body. A push.Holder is told of what it takes beside
-// the body itself.
+// readBody reads a whole body. A push.Holder is told of what the copy takes.
 func readBody(body io.Reader, lim *push.Limits) ([]byte, error) {
 	holder, _ := body.(push.Holder)
 	// A body that is larger by more than a batch does without holds more than
 	// fits into one.
-	most := min(lim.MaxBodyBytes, int64(lim.MaxEncodedBytes)+notInBatch)
-	full := push.BodyTooLarge
-	if most < lim.MaxBodyBytes {
-		full = tooLarge
+	most, full := int64(lim.MaxEncodedBytes)+notInBatch, tooLarge
+	if lim.MaxBodyBytes <= most {
+		most, full = lim.MaxBodyBytes, push.BodyTooLarge
 	}
 	body = push.Bounded(body, most, full)
-	pooled := buffers.Get().(*[]byte)
-	buf := (*pooled)[:0]
+	var read []*part
 	defer func() {
-		if cap(buf) <= maxBuffer {
-			*pooled = buf
+		for _, p := range read {
+			parts.Put(p)
 		}
-		buffers.Put(pooled)
 	}()
+	var room []byte
+	size := 0
 	const patience = 100 // reads of nothing, as in bufio
-	for nothing := 0; ; {
-		var err error
-		if buf, err = grown(buf, most, holder); err != nil {
-			return nil, err
+	for nothing := 0; nothing < patience; {
+		if len(room) == 0 {
+			if len(read) > 0 && holder != nil {
+				if err := holder.Hold(len(part{})); err != nil {
+					return nil, fmt.Errorf("hold body: %w", err)
+				}
+			}
+			next := parts.Get().(*part)
+			read, room = append(read, next), next[:]
 		}
-		n, end := body.Read(buf[len(buf):cap(buf)])
-		buf = buf[:len(buf)+n]
+		n, end := body.Read(room)
+		room, size = room[n:], size+n
 		switch {
 		case end == io.EOF: // one that wraps it is not the end: so an inflater says that it found nothing
-			return slices.Clone(buf), nil
+			return join(read, size), nil
 		case end != nil:
 			return nil, fmt.Errorf("read body: %w", end)
 		case n > 0:
 			nothing = 0
 		default:
-			if nothing++; nothing == patience {
-				return nil, fmt.Errorf("read body: %w", io.ErrNoProgress)
-			}
+			nothing++
 		}
 	}
+	return nil, fmt.Errorf("read body: %w", io.ErrNoProgress)
 }
 
-// grown returns a buffer with the same content that has room.
-func grown(buf []byte, most int64, holder push.Holder) ([]byte, error) {
-	if len(buf) < cap(buf) {
-		return buf, nil
+func join(read []*part, size int) []byte {
+	body := make([]byte, 0, size)
+	for _, p := range read {
+		body = append(body, p[:min(len(p), size-len(body))]...)
 	}
-	size := max(firstBuffer, min(2*cap(buf), int(most)+1)) // one more shows a body that is too large
-	if holder != nil && size > maxBuffer {
-		if err := holder.Hold(size - len(buf)); err != nil { // what came is booked
-			return buf, fmt.Errorf("hold body: %w", err)
-		}
-	}
-	return append(make([]byte, 0, size), buf...), nil
+	return body
 }
 
 // kind is what a message has under the number of a field.
