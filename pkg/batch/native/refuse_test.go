@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"slices"
 	"strings"
@@ -154,6 +155,16 @@ func TestAFailedReadIsNoFaultOfTheBody(t *testing.T) {
 		require.ErrorIs(t, err, broken)
 	}
 }
+
+func TestAReaderThatGivesNothingIsGivenUp(t *testing.T) {
+	t.Parallel()
+	_, _, err := native.Decode(idle{}, collector, families(t), push.DefaultLimits(), now)
+	require.ErrorIs(t, err, io.ErrNoProgress)
+}
+
+type idle struct{}
+
+func (idle) Read([]byte) (int, error) { return 0, nil }
 
 // brokenEnd fails where its reader ends.
 type brokenEnd struct {
