@@ -1,8 +1,10 @@
 package collector
 
 import (
+	"bytes"
 	"math"
 	"testing"
+	"testing/fstest"
 	"time"
 
 	"github.com/google/uuid"
@@ -13,6 +15,8 @@ import (
 
 	"pganalytics/pkg/batch"
 	"pganalytics/pkg/batch/batchpb"
+	"pganalytics/pkg/batch/native"
+	"pganalytics/pkg/batch/push"
 	"pganalytics/pkg/catalogue"
 	"pganalytics/pkg/collector/spool"
 )
@@ -53,24 +57,58 @@ func locksSection(server string, at time.Time, values ...any) batch.Section {
 	return s
 }
 
-func TestAPushSaysAllThatTheSpoolNumberedIt(t *testing.T) {
-	t.Parallel()
-	p := golden.push(goldenStamp, goldenSections)
-	m := parse(t, p.Append(nil))
-	require.Equal(t, golden.collectorID[:], m.CollectorId)
-	require.Equal(t, "db-host v1.2.3", m.Hostname+" "+m.Version)
-	require.Equal(t, goldenStamp.BatchID[:], m.BatchId)
-	require.Equal(t, goldenStamp.Epoch[:], m.Epoch)
-	require.Equal(t, goldenStamp.Sequence, m.Sequence)
-	require.Equal(t, goldenStamp.Previous.Epoch[:], m.Previous.Epoch)
-	require.Equal(t, goldenStamp.Previous.Sequence, m.Previous.Sequence)
-	require.Equal(t, goldenStamp.Refused, m.Refused)
-	require.Equal(t, []string{"env=prod", `site=a"b`}, []string{m.Labels[0].Name + "=" + m.Labels[0].Value, m.Labels[1].Name + "=" + m.Labels[1].Value})
-	require.Len(t, m.Sections, 2)
-	require.Equal(t, goldenSections[0].Tuples, m.Sections[0].Tuples)
+const locks = `
+name: pg_locks
+description: Locks.
+scope: instance
+interval: 60s
+retention: 30d
+chunk: 1d
+key: [datname]
+columns:
+  - {name: datname, type: text, help: x}
+  - {name: count, type: bigint, kind: gauge, help: x}
+queries:
+  - {min_version: 13, sql: "select 'app'::text as datname, 3::bigint as count"}
+`
+
+func loadLocks(t *testing.T) *catalogue.Catalogue {
+	t.Helper()
+	cat, err := catalogue.Load(fstest.MapFS{"pg_locks.yaml": &fstest.MapFile{Data: []byte(locks)}})
+	require.NoError(t, err)
+	return cat
 }
 
-// parse reads a body by the generated code.
+func TestTheGatewaysDecoderAcceptsTheBody(t *testing.T) {
+	t.Parallel()
+	stamp, now := goldenStamp, time.Now().UTC().Truncate(time.Microsecond)
+	stamp.BatchID = uuid.Must(uuid.NewV7())
+	stamp.Refused = nil // batch 1 has none before it
+	sections := []batch.Section{locksSection("db1", now, "app", 3, "x", math.MaxInt64), locksSection("db2", now, "<ü>", 0)}
+	b := decode(t, golden.push(stamp, sections).Append(nil))
+	require.Equal(t, 3, b.Rows())
+	require.Equal(t, stamp.BatchID, b.ID)
+	require.Equal(t, stamp.Epoch, b.Epoch)
+	require.Equal(t, stamp.Sequence, b.Sequence)
+	require.Equal(t, stamp.Previous, b.Previous)
+	require.Equal(t, golden.labels, b.Labels)
+	require.Equal(t, now, b.Sections[0].MinTime)
+	require.Equal(t, sections[1].Tuples, b.Sections[1].Tuples)
+
+	stamp.Sequence, stamp.Previous, stamp.Refused = 10, batch.Mark{}, goldenStamp.Refused
+	require.Equal(t, stamp.Refused, decode(t, golden.push(stamp, sections).Append(nil)).Refused)
+}
+
+// decode reads a body as the gateway does.
+func decode(t *testing.T, body []byte) *batch.Batch {
+	t.Helper()
+	b, report, err := native.Decode(bytes.NewReader(body), golden.collectorID, loadLocks(t), push.DefaultLimits(), time.Now())
+	require.NoError(t, err)
+	require.Empty(t, report.Rejected)
+	return b
+}
+
+// parse reads a body by the generated code, of whatever age its rows are.
 func parse(t *testing.T, body []byte) *batchpb.PushRequest {
 	t.Helper()
 	m := &batchpb.PushRequest{}

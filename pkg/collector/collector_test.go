@@ -15,7 +15,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
-	"pganalytics/pkg/batch/batchpb"
+	"pganalytics/pkg/batch"
+	"pganalytics/pkg/batch/native"
+	"pganalytics/pkg/batch/push"
 	"pganalytics/pkg/catalogue"
 	"pganalytics/pkg/collector/internal/farend"
 	"pganalytics/pkg/collector/pgread"
@@ -91,11 +93,17 @@ func (l *line) stop() {
 	require.NoError(l.t, <-l.done)
 }
 
-// pushed waits for n different batches and returns them in the order in which
-// they first came.
-func (l *line) pushed(n int) []*batchpb.PushRequest {
+// received is a batch and who sent it.
+type received struct {
+	*batch.Batch
+	hostname string
+}
+
+// pushed waits for n different batches and returns them decoded by the
+// gateway's own decoder, in the order in which they first came.
+func (l *line) pushed(n int) []received {
 	l.t.Helper()
-	var batches []*batchpb.PushRequest
+	var batches []received
 	require.Eventually(l.t, func() bool {
 		seen := map[string]bool{}
 		for _, p := range l.far.Seen().Pushes {
@@ -110,9 +118,11 @@ func (l *line) pushed(n int) []*batchpb.PushRequest {
 		}
 		seen[p.Body] = true
 		require.Equal(l.t, "application/x-protobuf zstd", p.Kind+" "+p.Encoding)
-		m := parse(l.t, inflate(l.t, []byte(p.Body)))
-		require.Equal(l.t, "env=test", m.Labels[0].Name+"="+m.Labels[0].Value)
-		batches = append(batches, m)
+		b, report, err := native.Decode(bytes.NewReader(inflate(l.t, []byte(p.Body))), l.far.ID, l.cat, push.DefaultLimits(), time.Now())
+		require.NoError(l.t, err)
+		require.Empty(l.t, report.Rejected)
+		require.Equal(l.t, batch.Label{Name: "env", Value: "test"}, b.Labels[0])
+		batches = append(batches, received{b, report.Hostname})
 	}
 	return batches
 }
@@ -135,7 +145,7 @@ func (b *lockedBuffer) String() string {
 	return b.buf.String()
 }
 
-func requireNoGap(t *testing.T, batches []*batchpb.PushRequest) {
+func requireNoGap(t *testing.T, batches []received) {
 	t.Helper()
 	for i, b := range batches {
 		require.Equal(t, batches[0].Epoch, b.Epoch)
@@ -175,7 +185,7 @@ func TestWhatServersSayReachesTheGatewayWithoutAGap(t *testing.T) {
 	batches := l.pushed(1)
 	require.Len(t, accepted, len(batches), "stopping sends what is left")
 	for i, a := range accepted {
-		require.Equal(t, batches[i].BatchId, a.BatchID[:])
+		require.Equal(t, batches[i].ID, a.BatchID)
 	}
 }
 
