@@ -70,7 +70,7 @@ func BenchmarkReading(b *testing.B) {
 	}{
 		{name: "tuples", read: func() []byte {
 			res, err := ask(b.Context(), conn.PgConn(), &question{
-				family: f, places: places, sql: "select * from statements", at: at, server: collectorID, known: keep.identify, room: room,
+				family: f, places: places, sql: "select * from statements", at: at, server: collectorID, known: keep.identify, room: make([]byte, 0, room),
 			})
 			require.NoError(b, err)
 			room = len(res.tuples)

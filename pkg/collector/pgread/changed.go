@@ -23,8 +23,8 @@ const (
 // its own time, so that a rate does not smear over the time in between.
 //
 // It remembers only what the last sample had; a row that comes back is new. A
-// row is a few numbers in a map without pointers, and what was not sent of the
-// last sample is one compressed block: ten servers with 2,000 statements each
+// row is a few numbers in a map without pointers, and the last sample is one
+// compressed block: ten servers with 2,000 statements each
 // have to fit into a small process. Were two keys to have the same 64 bits,
 // their rows would only be sent more often.
 type filter struct {
@@ -36,7 +36,7 @@ type filter struct {
 	rows    map[uint64]remembered // by identity.key
 	sample  uint32                // number of the last one
 	at      time.Time             // of the last sample
-	unsent  []byte                // its tuples that were not sent, one s2 block
+	last    []byte                // its tuples as one s2 block, if any of them may be sent later
 }
 
 // identity is what the filter knows a row by.
@@ -48,8 +48,8 @@ type identity struct {
 // remembered is a row of the last sample.
 type remembered struct {
 	content    uint64
-	due        int64 // when it is sent again, microseconds since 1970
-	begin, end uint32
+	due        int64  // when it is sent again, microseconds since 1970
+	begin, end uint32 // of its tuple, unless that was sent
 	sample     uint32
 }
 
@@ -58,7 +58,7 @@ func newFilter(f *catalogue.Family) *filter {
 	if !f.Dimension && len(f.ChangedBy) == 0 {
 		return nil
 	}
-	t := &filter{seed: maphash.MakeSeed(), resend: resendContent, rows: map[uint64]remembered{}, unsent: s2.Encode(nil, nil)}
+	t := &filter{seed: maphash.MakeSeed(), resend: resendContent, rows: map[uint64]remembered{}, last: s2.Encode(nil, nil)}
 	for i, c := range f.Columns {
 		if slices.Contains(f.Key, c.Name) {
 			t.key = append(t.key, i)
@@ -100,17 +100,20 @@ type part struct {
 // pass returns the rows of a result that are to be sent, in the result's own
 // memory, and those of the last one that must go before them.
 func (t *filter) pass(res *result, at time.Time) (now, before part, err error) {
-	last, err := s2.Decode(nil, t.unsent)
+	last, err := s2.Decode(borrow(), t.last)
 	if err != nil {
 		return part{}, part{}, fmt.Errorf("expand the last sample: %w", err)
 	}
+	defer giveBack(last)
 	now, before = part{tuples: res.tuples[:0], at: at}, part{at: t.at}
-	var unsent []byte
+	if t.before {
+		t.keep(res.tuples)
+	}
+	t.at = at
 	t.sample++
 	begin := 0
 	for i, id := range res.ids {
-		tuple := res.tuples[begin:res.ends[i]]
-		begin = res.ends[i]
+		end := res.ends[i]
 		r, known := t.rows[id.key]
 		changed := known && r.content != id.content
 		if changed && r.end > r.begin {
@@ -118,17 +121,23 @@ func (t *filter) pass(res *result, at time.Time) (now, before part, err error) {
 		}
 		r = remembered{content: id.content, due: r.due, sample: t.sample}
 		if !known || changed || overdue(r.due, at, t.resend) {
-			now.add(tuple) // never beyond where it was
+			now.add(res.tuples[begin:end]) // never beyond where it was
 			r.due = dueAfter(t.resend, at, id.key)
 		} else if t.before {
-			r.begin = uint32(len(unsent))
-			unsent = append(unsent, tuple...)
-			r.end = uint32(len(unsent))
+			r.begin, r.end = uint32(begin), uint32(end)
 		}
 		t.rows[id.key] = r
+		begin = end
 	}
-	t.remember(at, unsent)
+	t.forget()
 	return now, before, nil
+}
+
+// keep makes these tuples those of the last sample.
+func (t *filter) keep(tuples []byte) {
+	packed := s2.Encode(borrow(), tuples)
+	t.last = slices.Clone(packed)
+	giveBack(packed)
 }
 
 func (p *part) add(tuple []byte) {
@@ -136,14 +145,13 @@ func (p *part) add(tuple []byte) {
 	p.rows++
 }
 
-// remember makes this sample the last one.
-func (t *filter) remember(at time.Time, unsent []byte) {
+// forget drops the rows that this sample does not have.
+func (t *filter) forget() {
 	for key, r := range t.rows {
 		if r.sample != t.sample {
 			delete(t.rows, key)
 		}
 	}
-	t.at, t.unsent = at, slices.Clone(s2.Encode(nil, unsent)) // the block's room is larger than the block
 }
 
 // dueAfter returns when a row that is sent now is sent again at the latest, in

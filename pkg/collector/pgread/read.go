@@ -33,7 +33,7 @@ type question struct {
 	server uuid.UUID
 	texts  TextPolicy
 	known  func(tuples []byte, starts []int) identity
-	room   int // bytes that the answer is expected to take
+	room   []byte // empty, for the answer
 }
 
 // ask puts a question to a server. When ctx ends the statement is cancelled
@@ -62,7 +62,7 @@ func ask(ctx context.Context, conn *pgconn.PgConn, q *question) (*result, error)
 }
 
 func readRows(reader *pgconn.ResultReader, q *question) (*result, error) {
-	res := &result{tuples: make([]byte, 0, q.room)}
+	res := &result{tuples: q.room}
 	var e *encoder
 	for reader.NextRow() {
 		if e == nil {

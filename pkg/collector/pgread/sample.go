@@ -3,6 +3,7 @@ package pgread
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -88,13 +89,15 @@ func (s *Server) sample(ctx context.Context, conn *pgconn.PgConn, log *slog.Logg
 	if err != nil {
 		return nil, err
 	}
-	st.room = len(res.tuples)
+	st.size = len(res.tuples)
 	s.note(log, t, st, res)
 	current, before := part{res.tuples, len(res.ends), at}, part{}
 	if st.filter != nil {
 		if current, before, err = st.filter.pass(res, at); err != nil {
 			return nil, err
 		}
+		current.tuples = slices.Clone(current.tuples)
+		giveBack(res.tuples)
 		s.metrics.unsent.WithLabelValues(s.cfg.Name, t.family.Name).Add(float64(len(res.ends) - current.rows))
 	}
 	s.metrics.rows.WithLabelValues(s.cfg.Name, t.family.Name).Add(float64(current.rows + before.rows))
@@ -113,9 +116,10 @@ func (s *Server) rows(ctx context.Context, conn *pgconn.PgConn, t *task, st *sta
 	}
 	q := s.question(t, t.query.SQL, at)
 	q.limit(t.reading.MaxRows)
-	q.room = st.room
 	if st.filter != nil {
-		q.known = st.filter.identify
+		q.room, q.known = borrow(), st.filter.identify
+	} else {
+		q.room = make([]byte, 0, st.size)
 	}
 	return ask(ctx, conn, q)
 }

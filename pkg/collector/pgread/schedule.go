@@ -34,7 +34,7 @@ type state struct {
 	requirement
 	filter *filter   // nil: all rows are sent
 	sent   *sentKeys // of a dimension that is read by key
-	room   int       // bytes of the last result
+	size   int       // bytes of the last result
 
 	cut, dropping bool // the last result lacked rows
 }
