@@ -111,11 +111,25 @@ func TestWhoWaitsIsShownWithWhomItWaitsFor(t *testing.T) {
 		locker.waits(t, s)
 		reader.start(t, s, `select n from "Contested one"`)
 		reader.waits(t, s)
+		own := open(t, s, "pganalytics-collector")
+		own.start(t, s, `select n from "Contested one"`)
+		own.waits(t, s)
+		other, late := open(t, s, "other"), open(t, s, "late")
+		execute(t, other.Conn, "select pg_advisory_lock(4711)")
+		late.start(t, s, "select pg_advisory_lock(4711)")
+		late.waits(t, s)
 
 		conn := monitor(t, s.URL("postgres"))
 		var rows []row
-		pids := []any{writer.pid, locker.pid, reader.pid}
-		for _, r := range with(read(t, conn, f), "blocked_pid", pids...) {
+		all := read(t, conn, f)
+		require.Empty(t, with(all, "blocked_pid", own.pid))
+		require.Equal(t, "advisory", find(t, all, "blocked_pid", late.pid)["locktype"])
+		waiting := false
+		for _, r := range all {
+			require.False(t, waiting && r["blocking_wait_event_type"] != "Lock", "whom nobody blocks comes first")
+			waiting = r["blocking_wait_event_type"] == "Lock"
+		}
+		for _, r := range with(all, "blocked_pid", writer.pid, locker.pid, reader.pid) {
 			require.Equal(t, "postgres", r["datname"])
 			require.Equal(t, `public.Contested one`, r["relation"], "also of a row that is waited for")
 			require.Equal(t, "postgres", r["blocked_username"])
@@ -145,7 +159,6 @@ func TestWhoWaitsIsShownWithWhomItWaitsFor(t *testing.T) {
 		require.Equal(t, pairs, shown)
 		require.Len(t, shown, 4, "the reader waits for the locker alone, the locker for both before it")
 
-		require.Equal(t, holder.pid, rows[0]["blocking_pid"], "whom nobody blocks comes first")
 		byRow := with(rows, "blocked_pid", writer.pid)[0]
 		require.Equal(t, "transactionid", byRow["locktype"])
 		require.Equal(t, "ShareLock", byRow["mode"])
@@ -176,8 +189,32 @@ func TestWhoWaitsIsShownWithWhomItWaitsFor(t *testing.T) {
 	})
 }
 
+func TestLocksAreReadOnlyWhenSomebodyWaits(t *testing.T) {
+	t.Parallel()
+	f := family(t, "pg_blocking")
+	onEachVersion(t, func(t *testing.T, major int) {
+		s := testpg.Start(t, major)
+		conn := monitor(t, s.URL("postgres"))
+		plan := func() string {
+			rows, err := conn.Query(t.Context(), "explain (analyze, costs off) "+replaced(t, query(t, conn, f), "$1", "2000"))
+			require.NoError(t, err)
+			lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+			require.NoError(t, err)
+			return strings.Join(lines, "\n")
+		}
+		const unread = `Function Scan on pg_lock_status.*never executed`
+		require.Regexp(t, unread, plan())
+		holder, locker := open(t, s, "holder"), open(t, s, "locker")
+		execute(t, holder.Conn, "select pg_advisory_lock(1)")
+		locker.start(t, s, "select pg_advisory_lock(1)")
+		locker.waits(t, s)
+		require.NotRegexp(t, unread, plan())
+	})
+}
+
 func TestAPreparedTransactionBlocksAsProcessZero(t *testing.T) {
 	t.Parallel()
+	f := family(t, "pg_blocking")
 	s := testpg.Start(t, catalogue.NewestServer, "max_prepared_transactions = 2")
 	s.Exec("postgres", "create table prepared (id int)")
 	owner, locker := open(t, s, "owner"), open(t, s, "locker")
@@ -186,7 +223,7 @@ func TestAPreparedTransactionBlocksAsProcessZero(t *testing.T) {
 	locker.start(t, s, "lock table prepared in share mode")
 	locker.waits(t, s)
 	conn := monitor(t, s.URL("postgres"))
-	r := with(read(t, conn, family(t, "pg_blocking")), "blocked_pid", locker.pid)[0]
+	r := with(read(t, conn, f), "blocked_pid", locker.pid)[0]
 	require.Equal(t, int32(0), r["blocking_pid"])
 	require.Nil(t, r["blocking_query"])
 	execute(t, owner.Conn, "rollback prepared 'forgotten'")
@@ -206,23 +243,32 @@ func TestWhatRunsLongIsShown(t *testing.T) {
 		const sleep = "select pg_sleep(1000), 'a literal'"
 		sleeper.start(t, s, sleep)
 		own.start(t, s, sleep)
+		parallel := open(t, s, "parallel")
+		forced := "debug_parallel_query"
+		if major < 16 {
+			forced = "force_parallel_mode"
+		}
+		execute(t, parallel.Conn, "set "+forced+" = on")
+		parallel.start(t, s, "select pg_sleep(1000)")
 		waiter.start(t, s, "select * from long_running")
 		waiter.waits(t, s)
 		execute(t, silent.Conn, "select 1")
 
 		conn := monitor(t, s.URL("postgres"))
-		all := []any{idle.pid, sleeper.pid, fresh.pid, waiter.pid, own.pid, silent.pid}
+		all := []any{idle.pid, sleeper.pid, fresh.pid, waiter.pid, own.pid, silent.pid, parallel.pid}
 		require.Empty(t, with(read(t, conn, f), "pid", all...), "younger than a minute")
 
 		short := replaced(t, query(t, conn, f), "interval '60 seconds'", "interval '1 second'")
 		var rows []row
 		require.Eventually(t, func() bool {
 			rows = with(ask(t, conn, f, short, int64(2000)), "pid", all...)
-			return len(rows) == 3
+			return len(rows) == 4
 		}, waitFor, tick)
 		execute(t, fresh.Conn, "begin", "select 1")
 		rows = with(ask(t, conn, f, short, int64(2000)), "pid", all...)
-		require.Len(t, rows, 3, "the others are young, own or without a transaction")
+		require.Len(t, rows, 4, "the others are young, own or without a transaction")
+		require.True(t, testpg.Value[bool](s, "postgres", "select exists (select from pg_stat_activity where leader_pid = $1)", parallel.pid))
+		require.Empty(t, with(ask(t, conn, f, short, int64(2000)), "backend_type", "parallel worker"))
 
 		r := with(rows, "pid", idle.pid)[0]
 		require.Equal(t, "idle in transaction", r["state"])
@@ -253,6 +299,8 @@ func TestWhatRunsLongIsShown(t *testing.T) {
 			require.Nil(t, r["queryid"])
 		}
 		require.Equal(t, fmt.Sprint(idle.pid), with(rows, "pid", waiter.pid)[0]["blocked_by"])
+		unasked := ask(t, conn, f, replaced(t, short, "s.place <= 100", "s.place <= 0"), int64(2000))
+		require.Nil(t, with(unasked, "pid", waiter.pid)[0]["blocked_by"])
 
 		one := ask(t, conn, f, short, int64(1))
 		require.Len(t, one, 1)
@@ -269,7 +317,7 @@ func TestTextsOfOtherEncodingsAreReadAndLongOnesCut(t *testing.T) {
 		s.Exec("postgres", "create database bytes template template0 encoding 'SQL_ASCII' lc_collate 'C' lc_ctype 'C'",
 			"create extension pg_stat_statements")
 		odd := connect(t, s.URL("bytes")+"&client_encoding=SQL_ASCII&application_name=odd")
-		execute(t, odd, "begin", "select pg_backend_pid(), '\xe9'", "select '"+strings.Repeat("\xe9", 3)+"'")
+		execute(t, odd, "begin", "select pg_backend_pid(), '\xe9'", "select '\xe9'")
 		long := open(t, s, "long")
 		execute(t, long.Conn, "begin", "select '"+strings.Repeat("€", 5000)+"'")
 
@@ -277,7 +325,7 @@ func TestTextsOfOtherEncodingsAreReadAndLongOnesCut(t *testing.T) {
 		f := family(t, "pg_long_running")
 		young := replaced(t, query(t, conn, f), "interval '60 seconds'", "interval '0 seconds'")
 		rows := ask(t, conn, f, young, int64(2000))
-		require.Equal(t, "select '\xe9\xe9\xe9'", find(t, rows, "application_name", "odd")["query"])
+		require.Equal(t, "select '\xe9'", find(t, rows, "application_name", "odd")["query"])
 		require.Equal(t, "select '"+strings.Repeat("€", 4096-8), find(t, rows, "application_name", "long")["query"])
 		// A text that pg_stat_statements(true) itself fails on leaves the counters alone.
 		execute(t, odd, "rollback", "create role \"\xe9\"")
@@ -318,9 +366,8 @@ func TestTextsAreReadOnlyForTheStatementsThatAreAskedFor(t *testing.T) {
 	onEachVersion(t, func(t *testing.T, major int) {
 		s := testpg.Start(t, major)
 		s.Exec("postgres", "create database other", "create extension pg_stat_statements")
-		for _, database := range []string{"postgres", "other"} {
-			s.Exec(database, "select 1 as one", "select 1 + 1 as two", "select repeat('x', 10) as text")
-		}
+		s.Exec("postgres", "select 1 as one", "select 1 + 1 as two", "select repeat('x', 10) as text")
+		s.Exec("other", "select 1 as one", "select repeat('x', 10)   as text")
 		conn := watcher(t, s, s)
 		execute(t, conn, "set search_path = pg_catalog, public")
 
@@ -343,14 +390,13 @@ func TestTextsAreReadOnlyForTheStatementsThatAreAskedFor(t *testing.T) {
 		}
 		require.Len(t, readAtMost(t, conn, texts, 3), 3)
 
-		const text = "select repeat($1, $2) as text"
-		asked := with(all, "query", text)
-		require.Len(t, asked, 2, "one for each database")
+		asked := find(t, all, "query", "select repeat($1, $2) as text")
+		require.Equal(t, "postgres", asked["datname"])
 		sql := query(t, conn, texts)
-		got := ask(t, conn, texts, sql, []string{"other"}, []int64{asked[0]["queryid"].(int64)})
+		got := ask(t, conn, texts, sql, []string{"other"}, []int64{asked["queryid"].(int64)})
 		require.Len(t, got, 1)
 		require.Equal(t, "other", got[0]["datname"])
-		require.Equal(t, text, got[0]["query"])
+		require.Equal(t, "select repeat($1, $2)   as text", got[0]["query"], "its own, though the hash is the same")
 		require.Empty(t, ask(t, conn, texts, sql, []string{}, []int64{}))
 	})
 }

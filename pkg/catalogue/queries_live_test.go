@@ -18,7 +18,7 @@ import (
 
 // Bounds of polling: generous, for a busy host.
 const (
-	waitFor = 30 * time.Second
+	waitFor = time.Minute
 	tick    = 50 * time.Millisecond
 )
 
