@@ -81,6 +81,10 @@ bench-replay: go ## Measure a replay against live batches.
 bench-memory: go ## Measure the memory of gateway and ingester with 500 collectors.
 	@$(call BENCH,memory)
 
+.PHONY: bench-collector
+bench-collector: go ## Measure the collector with ten servers: its memory, and what it costs them.
+	@$(call BENCH,collector)
+
 define BENCH
 mkdir -p bin; \
 $(GO) build $(BUILDFLAGS) -o bin/ ./cmd/... ./loadtest/bench >&2; \

@@ -8,6 +8,7 @@
 //	skip    batches that are stored already
 //	replay  pganalytics replay against live batches
 //	memory  gateway and ingester as processes of their own, 500 collectors
+//	collector  a collector with ten servers: its memory, and its cost on them
 package main
 
 import (
@@ -42,6 +43,7 @@ var modes = []mode{
 	{"skip", benchSkip},
 	{"replay", benchReplay},
 	{"memory", benchMemory},
+	{"collector", benchCollector},
 }
 
 func main() {
@@ -55,7 +57,7 @@ func main() {
 
 func run(ctx context.Context, args []string) error {
 	var o options
-	flags := flag.NewFlagSet("bench line|drain|fresh|skip|replay|memory", flag.ContinueOnError)
+	flags := flag.NewFlagSet("bench line|drain|fresh|skip|replay|memory|collector", flag.ContinueOnError)
 	flags.IntVar(&o.runs, "runs", 5, "measured runs of each kind")
 	flags.Float64Var(&o.scale, "scale", 1, "share of the rows or seconds of a full run")
 	flags.BoolVar(&o.gate, "gate", false, "fail when a figure misses its gate")
