@@ -284,7 +284,6 @@ func TestWhatRunsLongIsShown(t *testing.T) {
 			require.Greater(t, r[age], 0.0, age)
 			require.Less(t, r[age], time.Since(began).Seconds(), age)
 		}
-		require.Greater(t, r["xact_age"], r["query_age"])
 		require.Equal(t, testpg.Value[time.Time](s, "postgres", "select backend_start from pg_stat_activity where pid = $1", idle.pid),
 			r["backend_start"])
 
@@ -350,8 +349,10 @@ func TestActivityIsCountedWithoutTheCollectorsOwnSessions(t *testing.T) {
 		require.Equal(t, "postgres", r["datname"])
 		require.Equal(t, "Client", r["wait_event_type"])
 		require.Equal(t, "ClientRead", r["wait_event"])
-		require.Greater(t, r["max_xact_age"], r["max_state_age"])
-		require.Less(t, r["max_xact_age"], time.Since(began).Seconds())
+		for _, age := range []string{"max_xact_age", "max_state_age"} {
+			require.Greater(t, r[age], 0.0, age)
+			require.Less(t, r[age], time.Since(began).Seconds(), age)
+		}
 		require.Nil(t, r["max_query_age"], "none runs")
 		greatest := readAtMost(t, conn, f, 1)
 		require.Len(t, greatest, 1)
