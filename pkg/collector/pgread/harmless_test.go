@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -17,8 +18,22 @@ import (
 	"pganalytics/pkg/internal/testdb"
 )
 
-// sessions are the collector's in the test's own databases.
-const sessions = "select count(*)::int from pg_stat_activity where application_name = 'pganalytics-collector' and datname like $1 || '%'"
+// sessions are those of one role: other collectors of other tests may read the
+// same server.
+const sessions = "select count(*)::int from pg_stat_activity where application_name = 'pganalytics-collector' and usename = $1"
+
+// reader makes a role for one collector alone and returns its name and the
+// database's URL for it.
+func (d *database) reader() (role, conninfo string) {
+	d.t.Helper()
+	role = fmt.Sprintf("pganalytics_test_%d", time.Now().UnixNano())
+	d.execute("create role "+role+" login password 'reader'", "grant select on all tables in schema public to "+role)
+	d.t.Cleanup(func() { d.execute("drop owned by "+role, "drop role "+role) })
+	u, err := url.Parse(d.url)
+	require.NoError(d.t, err)
+	u.User = url.UserPassword(role, "reader")
+	return role, u.String()
+}
 
 func TestAtMostTwoConnectionsAreOpen(t *testing.T) {
 	t.Parallel()
@@ -29,12 +44,13 @@ func TestAtMostTwoConnectionsAreOpen(t *testing.T) {
 		d.execute("create database " + name)
 		t.Cleanup(func() { d.execute("drop database " + name + " with (force)") })
 	}
+	role, conninfo := d.reader()
 	slow := "select current_database()::text as datname, 1::bigint as v from pg_sleep(0.2)"
-	r := start(t, Config{Name: "db1", Conninfo: d.url, Include: []string{first + "*"}},
+	r := start(t, Config{Name: "db1", Conninfo: conninfo, Include: []string{first + "*"}},
 		load(t, family("theirs", "database", slow), family("one", "instance", slow), family("two", "instance", slow)))
 	most, read := 0, map[string]bool{}
 	r.eventually(func() bool {
-		n := d.number(sessions, first)
+		n := d.number(sessions, role)
 		require.LessOrEqual(t, n, 2)
 		most = max(most, n)
 		select {
@@ -56,12 +72,10 @@ func requiring(name, needs, sql string) string {
 func TestAFamilyWhoseNeedsAreNotThereIsOffUntilTheyAre(t *testing.T) {
 	t.Parallel()
 	d := open(t, testdb.Empty(t))
-	role := fmt.Sprintf("pganalytics_test_%d", time.Now().UnixNano())
-	d.execute("create role " + role)
-	t.Cleanup(func() { d.execute("drop owned by "+role, "drop role "+role) })
+	role, conninfo := d.reader()
 	cat := load(t, requiring("extended", "extension: pg_stat_statements", "select 'x'::text as datname, count(*) as v from pg_stat_statements(false)"),
 		requiring("helped", "function: helpers.helper", "select 'x'::text as datname, helpers.helper() as v"), family("good", "instance", number))
-	cfg := Config{Name: "db1", Conninfo: d.as(role), LookAgain: 100 * time.Millisecond}
+	cfg := Config{Name: "db1", Conninfo: conninfo, LookAgain: 100 * time.Millisecond}
 	s, err := NewServer(cfg, cat, slog.New(slog.DiscardHandler), NewMetrics(prometheus.NewRegistry()), nil)
 	require.NoError(t, err)
 	check := func() map[string]*Off {
@@ -140,14 +154,15 @@ func TestStoppingLeavesNoStatementRunning(t *testing.T) {
 	d := open(t, testdb.Empty(t))
 	cat := load(t, family("long", "instance", "select 'x'::text as datname, 1::bigint as v from pg_sleep(300)"),
 		family("longer", "database", "select 'x'::text as datname, 1::bigint as v from pg_sleep(300)"))
-	s, err := NewServer(Config{Name: "db1", Conninfo: d.url, Include: []string{d.conn.Config().Database}, StatementTimeout: 5 * time.Minute},
+	role, conninfo := d.reader()
+	s, err := NewServer(Config{Name: "db1", Conninfo: conninfo, Include: []string{d.conn.Config().Database}, StatementTimeout: 5 * time.Minute},
 		cat, slog.New(slog.DiscardHandler), NewMetrics(prometheus.NewRegistry()), make(chan []batch.Section))
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()
 	active := func() int {
-		return d.number(sessions+" and state = 'active' and query like '%pg_sleep%'", d.conn.Config().Database)
+		return d.number(sessions+" and state = 'active' and query like '%pg_sleep%'", role)
 	}
 	require.Eventually(t, func() bool { return active() == 2 }, 60*time.Second, 20*time.Millisecond)
 	stopped := time.Now()
@@ -162,11 +177,11 @@ func TestALostConnectionIsNotTheFamilysFault(t *testing.T) {
 	d := open(t, testdb.Empty(t))
 	d.execute("create table pace (seconds double precision)", "insert into pace values (100)")
 	slow := "select 'x'::text as datname, 1::bigint as v from public.pace, pg_sleep(seconds)"
-	r := start(t, Config{Name: "db1", Conninfo: d.url, StatementTimeout: 2 * time.Minute}, load(t, family("slow", "instance", slow)))
-	name := d.conn.Config().Database
-	r.eventually(func() bool { return d.number(sessions+" and state = 'active' and query like '%pg_sleep%'", name) == 1 }, "it is being read")
+	role, conninfo := d.reader()
+	r := start(t, Config{Name: "db1", Conninfo: conninfo, StatementTimeout: 2 * time.Minute}, load(t, family("slow", "instance", slow)))
+	r.eventually(func() bool { return d.number(sessions+" and state = 'active' and query like '%pg_sleep%'", role) == 1 }, "it is being read")
 	d.execute("update pace set seconds = 0")
-	require.Equal(t, 1, d.number("select count(pg_terminate_backend(pid))::int from pg_stat_activity where application_name = 'pganalytics-collector' and datname = $1", name))
+	require.Equal(t, 1, d.number("select count(pg_terminate_backend(pid))::int from pg_stat_activity where usename = $1", role))
 	r.of("slow")
 	require.Contains(t, r.log(), "connection lost while reading")
 	require.Zero(t, testutil.ToFloat64(r.metrics.unread.WithLabelValues("db1", "slow", backedOff)))

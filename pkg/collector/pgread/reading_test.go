@@ -67,15 +67,6 @@ func (d *database) number(sql string, args ...any) (n int) {
 	return n
 }
 
-// as is the URL for sessions of another role.
-func (d *database) as(role string) string {
-	separator := "?"
-	if strings.Contains(d.url, "?") {
-		separator = "&"
-	}
-	return d.url + separator + "options=-c%20role%3D" + role
-}
-
 func (r *running) fixed(family string, what fix) float64 {
 	return testutil.ToFloat64(r.metrics.fixed.WithLabelValues("db1", family, fixNames[what]))
 }

@@ -254,12 +254,16 @@ select pg_catalog.set_config('search_path', pg_catalog.concat_ws(', ', 'pg_catal
           join pg_catalog.pg_namespace n on n.oid operator(pg_catalog.=) e.extnamespace
          where e.extname operator(pg_catalog.=) 'pg_stat_statements')), false)`
 
+// hangUpTime bounds the wait for the end of a session. A server that is busy
+// takes its time to end one.
+const hangUpTime = 5 * time.Second
+
 // hangUp closes a connection and waits, not for long, until the server has
 // ended the session: only then another one does not come on top of it.
 func hangUp(conn *pgconn.PgConn) {
 	link, err := conn.Hijack()
 	if err != nil { // it is closed, or in the middle of something
-		ctx, cancel := context.WithTimeout(context.Background(), cancelTime)
+		ctx, cancel := context.WithTimeout(context.Background(), hangUpTime)
 		defer cancel()
 		_ = conn.Close(ctx)
 		select {
@@ -269,7 +273,7 @@ func hangUp(conn *pgconn.PgConn) {
 		return
 	}
 	defer func() { _ = link.Conn.Close() }()
-	_ = link.Conn.SetDeadline(time.Now().Add(cancelTime))
+	_ = link.Conn.SetDeadline(time.Now().Add(hangUpTime))
 	link.Frontend.Send(&pgproto3.Terminate{})
 	if link.Frontend.Flush() == nil {
 		_, _ = io.Copy(io.Discard, link.Conn) // up to its end
