@@ -234,7 +234,7 @@ func TestBloatIsEstimatedNearWhatReadingEveryPageFinds(t *testing.T) {
 			"create table plain (id bigint primary key, body text, at timestamptz default now()) with (autovacuum_enabled = off)",
 			"insert into plain select g, repeat('x', g % 200) from generate_series(1, 40000) g",
 			"create table nulls (id int, a int, b text, c bool, d bool, e bool, f bool, g bool, h bool, i text) with (autovacuum_enabled = off)",
-			"insert into nulls select g, nullif(g % 2, 0), case when g % 3 = 0 then 'some text' end from generate_series(1, 40000) g",
+			"insert into nulls select g, nullif(g % 2, 0), case when g % 3 = 0 then repeat('some text', 20) end from generate_series(1, 40000) g",
 			"create table packed (id int, body text) with (fillfactor = 60, autovacuum_enabled = off)",
 			"insert into packed select g, md5(g::text) from generate_series(1, 20000) g",
 			"create index nulls_a on nulls (a)", "create index nulls_many on nulls (id, b)", "create index plain_expression on plain ((id + 1), body)",
