@@ -3,6 +3,7 @@ package uplink
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -89,30 +90,31 @@ func (n *next) tell(version int64, checkIn time.Duration) {
 	}
 }
 
-func (n *next) checkIn() time.Duration {
+func (n *next) read() (version int64, check time.Duration) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.check
+	return n.version, n.check
 }
 
-// wait returns when a version was told that is not known, or the pause is over;
-// false when ctx ended.
-func (n *next) wait(ctx context.Context, known func(version int64) bool, pause time.Duration) bool {
-	timer := time.NewTimer(pause)
-	defer timer.Stop()
+// wait returns when a version was told that is not known, or the time to check
+// in has come, as it was told last; false when ctx ended. A fleet does not check
+// in at once.
+func (n *next) wait(ctx context.Context, known func(version int64) bool) bool {
+	began, spread := time.Now(), 0.75+rand.Float64()/2
 	for {
+		version, check := n.read()
+		if !known(version) {
+			return true
+		}
+		timer := time.NewTimer(time.Until(began.Add(time.Duration(spread * float64(check)))))
 		select {
 		case <-ctx.Done():
+			timer.Stop()
 			return false
 		case <-timer.C:
 			return true
 		case <-n.told:
-		}
-		n.mu.Lock()
-		news := !known(n.version)
-		n.mu.Unlock()
-		if news {
-			return true
+			timer.Stop()
 		}
 	}
 }

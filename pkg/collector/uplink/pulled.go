@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"math/rand/v2"
 	"net/http"
 	"os"
 	"strings"
@@ -56,6 +55,7 @@ type Puller struct {
 	state    pulled.State    // as it is told
 	tag      string          // of the last answer
 	failing  bool
+	misses   int // looks in a row that did not bring the version which pushes tell of
 }
 
 // held is the file.
@@ -119,16 +119,17 @@ func parsePulled(version int64, document string) (policy.Document, error) {
 	return policy.Parse(fmt.Sprintf("configuration %d", version), []byte(document), nil)
 }
 
-// minLook is the least pause between two looks: pushes may tell of a version
-// that the gateway which is asked does not have yet.
+// minLook is the least pause between two looks. It doubles, up to the time to
+// check in, while pushes tell of a version that cannot be had: the gateway that
+// is asked may be behind.
 const minLook = time.Second
 
 // Run looks for a new configuration whenever a push tells of one, and now and
 // then, until ctx ends.
 func (p *Puller) Run(ctx context.Context) error {
 	for {
-		pause := p.look(ctx)
-		if !wait(ctx, minLook) || !p.client.next.wait(ctx, p.known, pause-minLook) {
+		least := p.look(ctx)
+		if !wait(ctx, least) || !p.client.next.wait(ctx, p.known) {
 			return nil
 		}
 	}
@@ -150,24 +151,27 @@ const (
 )
 
 // look asks the backend, does what it says, and if that changed something asks
-// once more, for this is how the backend learns of it. It returns how long
-// there is nothing to do.
+// once more, for this is how the backend learns of it. It returns the least
+// pause until the next look.
 func (p *Puller) look(ctx context.Context) time.Duration {
 	before := p.state
 	err := p.pull(ctx)
 	if err == nil && !p.state.Same(before) {
 		err = p.pull(ctx)
 	}
-	pause := p.client.next.checkIn()
-	pause = pause*3/4 + rand.N(pause/2) // a fleet does not ask at once
 	if ctx.Err() != nil {
 		return 0
 	}
-	if problem, ok := errors.AsType[*problem](err); ok {
-		pause = max(pause, problem.RetryAfter)
-	}
 	p.tell(ctx, err)
-	return pause
+	version, check := p.client.next.read()
+	if p.misses++; p.known(version) {
+		p.misses = 0
+	}
+	least := min(minLook<<min(p.misses, 12), max(minLook, check))
+	if problem, ok := errors.AsType[*problem](err); ok {
+		least = max(least, problem.RetryAfter)
+	}
+	return least
 }
 
 // tell logs when looking begins or ceases to fail.

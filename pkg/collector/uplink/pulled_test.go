@@ -50,7 +50,7 @@ func (p *pulling) puller() *Puller {
 	cat, err := catalogue.Default()
 	require.NoError(p.t, err)
 	cfg := PullerConfig{
-		File: filepath.Join(p.dir, PulledName),
+		File: filepath.Join(p.dir, PulledName), CheckIn: time.Second,
 		Apply: func(d policy.Document) {
 			p.mu.Lock()
 			defer p.mu.Unlock()
@@ -251,10 +251,19 @@ func TestAnAnswerToAPushTellsOfTheNextConfiguration(t *testing.T) {
 	})
 	p.put(t, "batch")
 	p.push(t)
-	require.Equal(t, 7*time.Second, p.client.next.checkIn())
-	require.False(t, p.client.next.wait(canceled(), func(int64) bool { return true }, time.Hour))
-	p.client.next.tell(8, 7*time.Second)
-	require.True(t, p.client.next.wait(t.Context(), func(version int64) bool { return version < 8 }, time.Hour))
+	version, check := p.client.next.read()
+	require.EqualValues(t, 8, version)
+	require.Equal(t, 7*time.Second, check)
+	all := func(int64) bool { return true }
+	require.False(t, p.client.next.wait(canceled(), all))
+	require.True(t, p.client.next.wait(t.Context(), func(version int64) bool { return version < 8 }))
+
+	// Told while it waits for the minute to be over.
+	p.client.next.tell(8, time.Hour)
+	done := make(chan bool, 1)
+	go func() { done <- p.client.next.wait(t.Context(), all) }()
+	p.client.next.tell(8, 10*time.Millisecond)
+	require.True(t, <-done)
 }
 
 func canceled() context.Context {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"log/slog"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -28,6 +29,7 @@ type world struct {
 	t        *testing.T
 	nats     *testnats.Server
 	bus      *bus.Bus
+	readings atomic.Int32 // of the bucket from its beginning
 	bucket   *bus.Bucket
 	snapshot *pulled.Snapshot
 }
@@ -50,7 +52,7 @@ func (w *world) follow() *pulled.Snapshot {
 	s := pulled.NewSnapshot(w.bucket)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() { ended <- w.bucket.Follow(ctx, s) }()
+	go func() { ended <- w.bucket.Follow(ctx, counted{s, &w.readings}) }()
 	w.t.Cleanup(func() {
 		cancel()
 		require.NoError(w.t, <-ended)
@@ -58,6 +60,14 @@ func (w *world) follow() *pulled.Snapshot {
 	w.eventually(func() bool { _, known := s.Answer(uuid.New()); return known })
 	return s
 }
+
+// counted counts how often the bucket was read to its end.
+type counted struct {
+	*pulled.Snapshot
+	readings *atomic.Int32
+}
+
+func (c counted) Complete() { c.Snapshot.Complete(); c.readings.Add(1) }
 
 func (w *world) eventually(ok func() bool) {
 	w.t.Helper()
@@ -123,6 +133,8 @@ func TestABucketMadeAnewIsFilledAndNobodyIsToldOfItsLack(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, js.DeleteKeyValue(t.Context(), "config"))
 	require.NoError(t, w.bus.EnsureStreams(t.Context()))
+	w.eventually(func() bool { return w.readings.Load() == 2 })
+	require.EqualValues(t, 1, w.snapshot.Version(id), "it has read the empty bucket, and goes on with what it had")
 	fresh := w.follow()
 	require.Zero(t, fresh.Version(id), "it cannot know")
 
