@@ -8,7 +8,7 @@ import (
 	"pganalytics/pkg/collector/spool"
 )
 
-// How full the spool may be, as a part of its MaxBytes, for families of these
+// How full the spool may be, by its bound or its volume, for families of these
 // presets to be read: a long outage costs first what matters least, and what
 // tells that a server is well is read until the spool is full.
 const (
@@ -37,7 +37,7 @@ func newPressure(stats func() spool.Stats, log *slog.Logger, m *metrics) *pressu
 // upTo returns the largest preset whose families are read now.
 func (p *pressure) upTo() catalogue.Preset {
 	st := p.stats()
-	used := float64(st.UnsentBytes+st.DeadBytes) / float64(st.MaxBytes)
+	used := st.Fill()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	level := readable(used)
@@ -47,7 +47,7 @@ func (p *pressure) upTo() catalogue.Preset {
 	if level == p.level {
 		return level
 	}
-	args := []any{"read_up_to", level, "before", p.level, "spool_bytes", st.UnsentBytes + st.DeadBytes, "spool_max_bytes", st.MaxBytes}
+	args := []any{"read_up_to", level, "before", p.level, "spool_fill", used, "spool_bytes", st.Used(), "spool_max_bytes", st.MaxBytes}
 	if level < p.level {
 		p.log.Error("the spool fills; what matters less is no longer read", args...)
 	} else {
