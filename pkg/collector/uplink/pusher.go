@@ -252,7 +252,7 @@ func (c *Client) KeepCertificate(ctx context.Context, log *slog.Logger) error {
 			log.Info("certificate was renewed", "renew_again_at", c.RenewAt())
 			pause = minRenewPause
 		default:
-			log.Log(ctx, renewalLevel(err), "certificate could not be renewed", "next_try_in", pause, "err", err)
+			log.Log(ctx, renewalLevel(err), "certificate could not be renewed", "next_try_in", pause, "err", err, "do", renewalAdvice(err))
 			wait(ctx, pause/2+rand.N(pause/2))
 			pause = min(2*pause, maxRenewPause)
 		}
@@ -265,6 +265,16 @@ func renewalLevel(err error) slog.Level {
 		return slog.LevelError
 	}
 	return slog.LevelWarn
+}
+
+// renewalAdvice says what people have to do, or that it heals itself.
+func renewalAdvice(err error) string {
+	if p, ok := errors.AsType[*problem](err); ok {
+		if todo := advise(p.Status, p.Code); todo != "" {
+			return todo
+		}
+	}
+	return "nothing: it is tried again"
 }
 
 // wait returns false if ctx ended first.
