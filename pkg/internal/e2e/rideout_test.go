@@ -139,15 +139,13 @@ func (r *ride) isPromoted() {
 func (r *ride) hasNoConnectionFree() {
 	s := r.servers[crowded]
 	s.Exec("postgres", "create role crowd login")
-	full := now()
 	var leave []func()
-	r.eventually("nobody but the crowd is in", func() bool {
+	r.eventually("the crowd has all 9 that are not for superusers", func() bool {
 		leave = append(leave, s.Crowd("crowd"))
 		s.Exec("postgres", "select pg_terminate_backend(pid) from pg_stat_activity where usename = '"+watcher+"'")
-		leave = append(leave, s.Crowd("crowd"))
-		return testpg.Value[int](s, "postgres", "select count(*) from pg_stat_activity where usename = $1", watcher) == 0
+		return testpg.Value[int](s, "postgres", "select count(*) from pg_stat_activity where usename = 'crowd'") == 9
 	})
-	r.isDown(crowded, full)
+	r.isDown(crowded, now())
 	for _, l := range leave {
 		l()
 	}

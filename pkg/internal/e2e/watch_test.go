@@ -92,15 +92,15 @@ func (w *watch) collect(servers map[string]*testpg.Server, more string) {
 // everySecond is the part of the configuration that says what is read.
 func (w *watch) everySecond(more string) string {
 	var yaml strings.Builder
-	yaml.WriteString("intervals:\n")
+	yaml.WriteString("families:\n")
 	for _, f := range w.catalogue.Families() {
-		fmt.Fprintf(&yaml, "  %s: 1s\n", f.Name)
+		fmt.Fprintf(&yaml, "  %s: {interval: 1s}\n", f.Name)
 	}
 	if more != "" {
 		files, err := filepath.Glob(filepath.Join(more, "*.yaml"))
 		require.NoError(w.t, err)
 		for _, file := range files {
-			fmt.Fprintf(&yaml, "  %s: 1s\n", strings.TrimSuffix(filepath.Base(file), ".yaml"))
+			fmt.Fprintf(&yaml, "  %s: {interval: 1s}\n", strings.TrimSuffix(filepath.Base(file), ".yaml"))
 		}
 	}
 	return yaml.String()
@@ -154,12 +154,22 @@ func (w *watch) lacking(major int, servers ...string) []string {
 		if _, ok := f.Query(major); !ok && len(f.Queries) > 0 {
 			continue
 		}
-		if !slices.ContainsFunc(servers, func(server string) bool {
-			n, _ := stored[int](w, server, f.Name, "select 1 from f limit 1")
-			return n == 1
-		}) {
+		if !w.has(f, servers...) {
 			names = append(names, f.Name)
 		}
 	}
 	return names
+}
+
+// has reports whether there are rows of a family from any of the servers. One
+// without queries is about the host: its rows are under a name of its own.
+func (w *watch) has(f *catalogue.Family, servers ...string) bool {
+	w.t.Helper()
+	if len(f.Queries) == 0 {
+		return w.number("select count(*) from (select from metrics."+f.Name+" limit 1) x") == 1
+	}
+	return slices.ContainsFunc(servers, func(server string) bool {
+		n, _ := stored[int](w, server, f.Name, "select 1 from f limit 1")
+		return n == 1
+	})
 }
