@@ -303,7 +303,7 @@ func (n *town) routes() (all []route) {
 	for _, e := range n.endpoints {
 		for base, routes := range e.routes {
 			require.NoError(n.t, chi.Walk(routes, func(method, pattern string, _ http.Handler, _ ...func(http.Handler) http.Handler) error {
-				path := strings.ReplaceAll(pattern, "{id}", uuid.NewString())
+				path := strings.NewReplacer("{id}", uuid.NewString(), "{collector_id}", n.collector.String()).Replace(pattern)
 				require.NotContains(n.t, path, "{")
 				all = append(all, route{base, method, pattern, path, access.To(method, pattern)})
 				return nil
