@@ -134,8 +134,10 @@ func Acceptable(text string) bool {
 const grace = 2 * time.Second
 
 // cancelTime is how long the collector waits for the end of a statement that it
-// cancelled, before it gives the connection up.
-const cancelTime = time.Second
+// cancelled, or of a session that it ended, before it gives the connection up.
+// A busy server takes its time, and losing the connection would cost those that
+// are due behind the statement their turn.
+const cancelTime = 5 * time.Second
 
 // keepAlive notices within half a minute that a server's host is gone. The
 // connection is idle for longer than that between two readings.
@@ -254,16 +256,12 @@ select pg_catalog.set_config('search_path', pg_catalog.concat_ws(', ', 'pg_catal
           join pg_catalog.pg_namespace n on n.oid operator(pg_catalog.=) e.extnamespace
          where e.extname operator(pg_catalog.=) 'pg_stat_statements')), false)`
 
-// hangUpTime bounds the wait for the end of a session. A server that is busy
-// takes its time to end one.
-const hangUpTime = 5 * time.Second
-
 // hangUp closes a connection and waits, not for long, until the server has
 // ended the session: only then another one does not come on top of it.
 func hangUp(conn *pgconn.PgConn) {
 	link, err := conn.Hijack()
 	if err != nil { // it is closed, or in the middle of something
-		ctx, cancel := context.WithTimeout(context.Background(), hangUpTime)
+		ctx, cancel := context.WithTimeout(context.Background(), cancelTime)
 		defer cancel()
 		_ = conn.Close(ctx)
 		select {
@@ -273,7 +271,7 @@ func hangUp(conn *pgconn.PgConn) {
 		return
 	}
 	defer func() { _ = link.Conn.Close() }()
-	_ = link.Conn.SetDeadline(time.Now().Add(hangUpTime))
+	_ = link.Conn.SetDeadline(time.Now().Add(cancelTime))
 	link.Frontend.Send(&pgproto3.Terminate{})
 	if link.Frontend.Flush() == nil {
 		_, _ = io.Copy(io.Discard, link.Conn) // up to its end
