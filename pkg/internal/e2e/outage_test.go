@@ -56,7 +56,8 @@ func TestNothingIsLostWhileTheNetworkIsAwayAndTheGatewayIsKilled(t *testing.T) {
 	require.GreaterOrEqual(t, during.Unsent, int(length/time.Second)/2, "nothing passed")
 	w.set(open)
 
-	s.eventually("the backlog is sent", func() bool { return s.spooled().Unsent < 3 })
+	// After a long outage the pause before the next attempt is up to a minute.
+	require.Eventually(t, func() bool { return s.spooled().Unsent < 3 }, 3*time.Minute+length, 100*time.Millisecond, "the backlog is sent")
 	s.serve.kill(t) // once more, while it is busy
 	s.startServe()
 	n := len(s.accepted())
