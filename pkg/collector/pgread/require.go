@@ -107,7 +107,7 @@ func (s *Server) look(ctx context.Context, conn *pgconn.PgConn, t *task) (*Off, 
 	case needs.Function != "" && !there.executable:
 		return &Off{NoPrivilege, needs.Function}, nil
 	}
-	return nil, prepare(ctx, conn) // the extension may have come after the connection
+	return nil, s.prepare(ctx, conn) // the extension may have come after the connection
 }
 
 // onlyTexts reports whether a dimension has nothing but query texts.

@@ -13,8 +13,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"path"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -156,18 +158,25 @@ func (c *Config) parse() (*pgconn.Config, error) {
 	cfg.BuildContextWatcherHandler = func(conn *pgconn.PgConn) ctxwatch.Handler {
 		return &pgconn.CancelRequestContextWatcherHandler{Conn: conn, DeadlineDelay: cancelTime}
 	}
-	for name, value := range map[string]string{
-		"application_name":                    "pganalytics-collector",
+	// It is sent with the connection, for the server's log. What else the session
+	// has of its own would then hide the server's settings: see prepare.
+	cfg.RuntimeParams["application_name"] = "pganalytics-collector"
+	for name := range c.settings() {
+		delete(cfg.RuntimeParams, name)
+	}
+	return cfg, nil
+}
+
+// settings are those of a session.
+func (c *Config) settings() map[string]string {
+	return map[string]string{
 		"client_encoding":                     "UTF8",
 		"statement_timeout":                   milliseconds(c.StatementTimeout),
 		"lock_timeout":                        milliseconds(c.LockTimeout),
 		"idle_in_transaction_session_timeout": milliseconds(c.StatementTimeout),
 		"default_transaction_read_only":       "on",
 		"timezone":                            "UTC",
-	} {
-		cfg.RuntimeParams[name] = value
 	}
-	return cfg, nil
 }
 
 func milliseconds(d time.Duration) string { return fmt.Sprint(d.Milliseconds()) }
@@ -224,24 +233,29 @@ func (s *Server) connect(ctx context.Context, database string) (*pgconn.PgConn, 
 	if err != nil {
 		return nil, fmt.Errorf("connect: %w", err)
 	}
-	if err := prepare(ctx, conn); err != nil {
+	if err := s.prepare(ctx, conn); err != nil {
 		hangUp(conn)
 		return nil, err
 	}
 	return conn, nil
 }
 
-// prepare makes the settings of a session that depend on the database.
-func prepare(ctx context.Context, conn *pgconn.PgConn) error {
-	if _, err := conn.Exec(ctx, searchPathSQL).ReadAll(); err != nil {
-		return fmt.Errorf("set search_path: %w", err)
-	}
+// prepare makes the settings of a session, in one round trip. They are set, not
+// sent with the connection: so pg_settings still has the server's own values, as
+// those that a reset would give. Each is in force for the statements behind it.
+func (s *Server) prepare(ctx context.Context, conn *pgconn.PgConn) error {
+	settings := s.cfg.settings()
 	// Texts of such a database may be anything. To a client of another encoding
 	// the server would refuse every result with one that is not valid there.
 	if conn.ParameterStatus("server_encoding") == "SQL_ASCII" {
-		if _, err := conn.Exec(ctx, "set client_encoding = 'SQL_ASCII'").ReadAll(); err != nil {
-			return fmt.Errorf("set client_encoding: %w", err)
-		}
+		settings["client_encoding"] = "SQL_ASCII"
+	}
+	var sql strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(settings)) {
+		fmt.Fprintf(&sql, "select pg_catalog.set_config('%s', '%s', false);", name, settings[name])
+	}
+	if _, err := conn.Exec(ctx, sql.String()+searchPathSQL).ReadAll(); err != nil {
+		return fmt.Errorf("prepare the session: %w", err)
 	}
 	return nil
 }
