@@ -293,6 +293,8 @@ func (c *checker) remedy(family string, o pgread.Off, server *pgread.Report) str
 			return "" // whoever wrote the family knows
 		}
 		return ": run there what collector setup-sql prints"
+	case pgread.NotTrusted:
+		return ": look at who made it and drop it with its schema; then run there, as a superuser or a member of pg_monitor, what collector setup-sql prints"
 	case pgread.NoExtension:
 		var elsewhere []string
 		for _, e := range server.Extensions {

@@ -2,6 +2,7 @@ package collector
 
 import (
 	"bytes"
+	"crypto/rand"
 	"encoding/json"
 	"flag"
 	"net/http"
@@ -53,6 +54,7 @@ queries:
 	add("f_behind", "scope: instance\nrequires: {extension: hstore}", "13", one)
 	add("f_extension", "scope: instance\nrequires: {extension: citext}", "13", one)
 	add("f_helper", "scope: database\nrequires: {function: pganalytics.absent}\nsetup: select 1", "13", one)
+	add("f_stranger", "scope: instance\nrequires: {function: strangers.helper}\nsetup: select 1", "13", one+", strangers.helper()")
 	add("f_denied", "scope: instance", "13", one+" from pg_catalog.pg_authid limit 1")
 	cat, err := catalogue.Load(files)
 	require.NoError(t, err)
@@ -66,6 +68,14 @@ func TestCheckSaysWhatIsCollectedAndWhyNot(t *testing.T) {
 	own, role := prepare(t, db, cat)
 	_, err := execute(t, db, "drop extension hstore, citext; create extension hstore version '1.4'")
 	require.NoError(t, err)
+	stranger := "stranger_" + strings.ToLower(rand.Text())
+	_, err = execute(t, db, "create role "+stranger+"; create schema strangers authorization "+stranger+"; grant usage on schema strangers to public; set role "+stranger+
+		"; create function strangers.helper() returns text language sql security definer as 'select current_user::text'")
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		_, err := execute(t, db, "drop owned by "+stranger+"; drop role "+stranger)
+		require.NoError(t, err)
+	})
 	at, err := pgconn.ParseConfig(db)
 	require.NoError(t, err)
 	l.cfg.Policy = policy.Policy{

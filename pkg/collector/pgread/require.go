@@ -21,6 +21,7 @@ const (
 	NoExtension                   // its extension is not there
 	NoFunction                    // its function is not there: the family's setup was not run
 	NoPrivilege                   // the collector's role may not execute its function
+	NotTrusted                    // its function may be a stranger's, and would run with the collector's rights
 	TextsAreOff                   // it is nothing but query texts, and these are off
 )
 
@@ -42,11 +43,16 @@ func (o Off) String() string {
 		return "function " + o.Needs + " is not in this database"
 	case NoPrivilege:
 		return "the role may not execute the function " + o.Needs
+	case NotTrusted:
+		return "function " + o.Needs + ", or its schema, is in the hands of a role that could gain the collector's rights thereby"
 	case TextsAreOff:
 		return "query texts are off"
 	}
 	return fmt.Sprintf("reason(%d)", o.Reason)
 }
+
+// LogValue tells logs, whatever their format.
+func (o Off) LogValue() slog.Value { return slog.StringValue(o.String()) }
 
 // requirement is what is known of what a family needs in one database.
 type requirement struct {
@@ -104,6 +110,8 @@ func (s *Server) look(ctx context.Context, conn *pgconn.PgConn, t *task) (*Off, 
 		return &Off{NoExtension, needs.Extension}, nil
 	case needs.Function != "" && !there.function:
 		return &Off{NoFunction, needs.Function}, nil
+	case needs.Function != "" && !there.trusted:
+		return &Off{NotTrusted, needs.Function}, nil
 	case needs.Function != "" && !there.executable:
 		return &Off{NoPrivilege, needs.Function}, nil
 	}
@@ -116,18 +124,31 @@ func onlyTexts(f *catalogue.Family) bool {
 }
 
 // requirementsSQL looks for functions of the wanted name, whatever their
-// parameters.
+// parameters: which one a query calls is the parser's choice. They are trusted
+// if they and their schema, which not everybody may write to, belong to roles
+// that have all that the collector's has, and so gain nothing from being called
+// by it. That a function is security
+// definer would not do: defaults of its parameters, and casts to their types,
+// are evaluated with the caller's rights, and its owner can replace it between
+// this look and the call.
 const requirementsSQL = `
 with functions as (
-  select pg_catalog.has_function_privilege(p.oid, 'execute') and pg_catalog.has_schema_privilege(n.oid, 'usage') as executable
+  select pg_catalog.has_function_privilege(p.oid, 'execute') and pg_catalog.has_schema_privilege(n.oid, 'usage') as executable,
+         not pg_catalog.has_schema_privilege('public', n.oid, 'create') and not exists (
+           select from pg_catalog.pg_roles r
+            where (r.rolname = 'pg_monitor' or pg_catalog.pg_has_role(r.oid, 'member'))
+              and (r.rolname <> current_user or r.rolsuper)
+              and not (pg_catalog.pg_has_role(p.proowner, r.oid, 'member') and pg_catalog.pg_has_role(n.nspowner, r.oid, 'member'))
+         ) as trusted
     from pg_catalog.pg_proc p
     join pg_catalog.pg_namespace n on n.oid = p.pronamespace
    where n.nspname || '.' || p.proname = $2)
 select exists (select from pg_catalog.pg_extension where extname = $1),
        exists (select from functions),
-       exists (select from functions where executable)`
+       exists (select from functions where executable),
+       not exists (select from functions where not trusted)`
 
-type requirements struct{ extension, function, executable bool }
+type requirements struct{ extension, function, executable, trusted bool }
 
 func (s *Server) requirements(ctx context.Context, conn *pgconn.PgConn, needs catalogue.Requires) (there requirements, err error) {
 	args := [][]byte{[]byte(needs.Extension), []byte(needs.Function)}
@@ -137,5 +158,5 @@ func (s *Server) requirements(ctx context.Context, conn *pgconn.PgConn, needs ca
 		return there, res.Err
 	}
 	is := func(i int) bool { return string(res.Rows[0][i]) == "t" }
-	return requirements{is(0), is(1), is(2)}, nil
+	return requirements{is(0), is(1), is(2), is(3)}, nil
 }
