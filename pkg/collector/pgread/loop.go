@@ -2,6 +2,7 @@ package pgread
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -46,10 +47,6 @@ func (s *Server) runInstance(ctx context.Context) {
 		if due == nil {
 			return
 		}
-		if conn != nil && conn.IsClosed() {
-			hangUp(conn)
-			conn = nil
-		}
 		if conn == nil {
 			conn = s.reach(ctx, link, tasks)
 		}
@@ -62,6 +59,12 @@ func (s *Server) runInstance(ctx context.Context) {
 			continue
 		}
 		s.deliver(s.readAll(ctx, conn, "", due))
+		if conn.IsClosed() && ctx.Err() == nil { // is it the connection alone, or the server?
+			hangUp(conn)
+			if conn = s.reach(ctx, link, tasks); conn == nil && ctx.Err() == nil {
+				s.deliver(s.down(tasks))
+			}
+		}
 	}
 }
 
@@ -99,10 +102,10 @@ func (s *Server) connectAs(ctx context.Context, database string, tasks []*task) 
 	return conn, nil
 }
 
-// down returns the row that says that the server does not answer, when its
-// time has come.
-func (s *Server) down(due []*task) []batch.Section {
-	for _, t := range due {
+// down returns the row that says that the server does not answer, if
+// pg_instance is among the tasks.
+func (s *Server) down(tasks []*task) []batch.Section {
+	for _, t := range tasks {
 		place, ok := t.family.Column("is_up")
 		if !ok || t.family.Name != "pg_instance" {
 			continue
@@ -160,6 +163,12 @@ func (s *Server) discover(ctx context.Context) ([]string, error) {
 func (s *Server) visit(ctx context.Context, name string, link *health, due []*task) {
 	if link.resting(time.Now()) {
 		s.unreached(due)
+		return
+	}
+	if !slices.ContainsFunc(due, func(t *task) bool { return !t.spent }) {
+		for _, t := range due {
+			s.unread(t, spent, 1)
+		}
 		return
 	}
 	log := s.log.With("database", name)

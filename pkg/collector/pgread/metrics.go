@@ -53,6 +53,7 @@ const (
 	late      = "late"        // the reading before, or the spool, took too long
 	pressure  = "pressure"    // the spool fills
 	backedOff = "backed_off"  // it failed or was slow
+	spent     = "timed_out"   // in another database, just before
 	missing   = "missing"     // what it needs is not there
 	notThere  = "unreachable" // the server or the database
 )

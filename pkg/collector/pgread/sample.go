@@ -26,6 +26,9 @@ func (s *Server) readAll(ctx context.Context, conn *pgconn.PgConn, database stri
 		case t.family.Preset > s.cfg.UpTo():
 			s.unread(t, pressure, 1)
 			continue
+		case t.spent:
+			s.unread(t, spent, 1)
+			continue
 		case t.state(database).resting(time.Now()):
 			s.unread(t, backedOff, 1)
 			continue
@@ -79,6 +82,7 @@ func (s *Server) failed(conn *pgconn.PgConn, log *slog.Logger, t *task, st *stat
 	if lacking(err) {
 		st.next = time.Time{} // what was there is gone
 	}
+	t.spent = timedOut(err) // where one database holds it up, the next ones may too: one timeout a round, not one for each
 	st.failed(log, "read the family", err, 2*t.reading.Interval, max(maxBackOff, t.reading.Interval))
 }
 

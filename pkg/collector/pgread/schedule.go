@@ -25,6 +25,7 @@ type task struct {
 	columns []batch.Column
 	places  []int // of all columns
 	due     time.Time
+	spent   bool              // it timed out in a database: not in another one of this round
 	states  map[string]*state // by database
 }
 
@@ -91,6 +92,7 @@ func (s *Server) wait(ctx context.Context, tasks []*task) []*task {
 			continue
 		}
 		due = append(due, t)
+		t.spent = false
 		missed := int64(now.Sub(t.due) / t.reading.Interval)
 		s.unread(t, late, int(missed))
 		t.due = t.due.Add(time.Duration(missed+1) * t.reading.Interval)

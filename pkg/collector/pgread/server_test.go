@@ -310,19 +310,13 @@ func TestEveryConnectableDatabaseIsReadAndNoOther(t *testing.T) {
 func TestAServerThatGoesAwayIsReadAgainWhenItIsBack(t *testing.T) {
 	t.Parallel()
 	cluster := testdb.StartCluster(t)
-	instance := strings.ReplaceAll(strings.ReplaceAll(family("pg_instance", "instance", "select true::boolean as is_up"),
-		"  - {name: datname, type: text, help: x}\n", ""), "{name: v, type: bigint, kind: gauge", "{name: is_up, type: boolean, kind: gauge")
-	instance = strings.ReplaceAll(instance, "key: [datname]\n", "")
 	r := start(t, Config{Name: "db1", Conninfo: cluster.URL()}, load(t, instance, family("per_database", "database", number)))
-	up := func(value string) func(*batch.Section) bool {
-		return func(s *batch.Section) bool { return s.Family == "pg_instance" && table(t, s)[0][0] == value }
-	}
-	r.next("up", up("true"))
+	r.next("up", up(t, "true"))
 	r.of("per_database")
 	cluster.Kill()
-	r.next("down", up("false"))
+	r.next("down", up(t, "false"))
 	cluster.Start()
-	r.next("up again", up("true"))
+	r.next("up again", up(t, "true"))
 	r.of("per_database")
 	require.Contains(t, r.log(), `msg="works again" server=db1 what="connect to the server"`)
 }
