@@ -294,6 +294,9 @@ func (c *checker) remedy(family string, o pgread.Off, server *pgread.Report) str
 		}
 		return ": run there what collector setup-sql prints"
 	case pgread.NotTrusted:
+		if f, ok := c.catalogue.Family(family); !ok || f.Setup == "" {
+			return ": make it security definer, or give it to a superuser"
+		}
 		return ": look at who made it and drop it with its schema; then run there, as a superuser or a member of pg_monitor, what collector setup-sql prints"
 	case pgread.NoExtension:
 		var elsewhere []string

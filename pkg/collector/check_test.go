@@ -70,7 +70,7 @@ func TestCheckSaysWhatIsCollectedAndWhyNot(t *testing.T) {
 	require.NoError(t, err)
 	stranger := "stranger_" + strings.ToLower(rand.Text())
 	_, err = execute(t, db, "create role "+stranger+"; create schema strangers authorization "+stranger+"; grant usage on schema strangers to public; set role "+stranger+
-		"; create function strangers.helper() returns text language sql security definer as 'select current_user::text'")
+		"; create function strangers.helper() returns text language sql as 'select current_user::text'")
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		_, err := execute(t, db, "drop owned by "+stranger+"; drop role "+stranger)

@@ -127,14 +127,16 @@ func onlyTexts(f *catalogue.Family) bool {
 // parameters: which one a query calls is the parser's choice. They are trusted
 // if they and their schema, which not everybody may write to, belong to roles
 // that have all that the collector's has, and so gain nothing from being called
-// by it. That a function is security
-// definer would not do: defaults of its parameters, and casts to their types,
-// are evaluated with the caller's rights, and its owner can replace it between
-// this look and the call.
+// by it. That a function is security definer would not do: defaults of its
+// parameters, and casts to their types, are evaluated with the caller's rights,
+// and its owner can replace it between this look and the call. It does in any
+// other schema than the collector's own, which strangers know by name: there
+// whoever wrote the family chose whose function is called.
 const requirementsSQL = `
 with functions as (
   select pg_catalog.has_function_privilege(p.oid, 'execute') and pg_catalog.has_schema_privilege(n.oid, 'usage') as executable,
-         not pg_catalog.has_schema_privilege('public', n.oid, 'create') and not exists (
+         n.nspname <> 'pganalytics' and p.prosecdef
+         or not pg_catalog.has_schema_privilege('public', n.oid, 'create') and not exists (
            select from pg_catalog.pg_roles r
             where (r.rolname = 'pg_monitor' or pg_catalog.pg_has_role(r.oid, 'member'))
               and (r.rolname <> current_user or r.rolsuper)

@@ -3,8 +3,10 @@ package pgread
 import (
 	"log/slog"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
 
 	"pganalytics/pkg/internal/testpg"
@@ -62,5 +64,19 @@ func TestAFunctionInAStrangersHandsIsNotCalled(t *testing.T) {
 		require.Nil(t, check(helper("postgres", "", "security definer")...).Off)
 		require.Equal(t, stranger, check(append(helper("provider", "", ""), "alter role watcher superuser")...).Off, "and all, as a superuser")
 		require.Nil(t, check(helper("postgres", "", "")...).Off)
+	})
+}
+
+func TestAFunctionOfAnotherSchemaIsCalledWithItsOwnersRights(t *testing.T) {
+	onVersions(t, func(t *testing.T, s *testpg.Server) {
+		s.Exec("postgres", "create role watcher login", "grant pg_monitor to watcher", "create role shopkeeper", "create schema shop authorization shopkeeper",
+			"grant usage on schema shop to watcher", "create function shop.orders() returns text language sql security definer as 'select current_user::text'",
+			"alter function shop.orders() owner to shopkeeper")
+		cat := load(t, requiring("orders", "function: shop.orders", "select shop.orders() as datname, 1::bigint as v"))
+		cfg := Config{Name: "db1", Conninfo: s.URLAs("watcher", "postgres"), LookAgain: time.Millisecond}
+		r := start(t, cfg, cat)
+		require.Equal(t, "shopkeeper", table(t, r.of("orders"))[0][0])
+		s.Exec("postgres", "alter function shop.orders() security invoker")
+		r.eventually(func() bool { return testutil.ToFloat64(r.metrics.unread.WithLabelValues("db1", "orders", missing)) > 0 }, "it is off")
 	})
 }
