@@ -63,7 +63,7 @@ func New(cfg Config, cat *catalogue.Catalogue, log *slog.Logger, reg prometheus.
 		return nil, err
 	}
 	p := newPressure(c.spool.Stats, log, c.metrics)
-	c.fleet = newFleet(newDesk(id.CollectorID, cat, p.upTo, log, reg, c.sections).open, log, c.metrics)
+	c.fleet = newFleet(newDesk(id.CollectorID, cat, p.upTo, log, reg, c.sections), log, c.metrics)
 	if c.gatherer, err = newGatherer(cfg.sender(id), c.spool, log, c.metrics); err != nil {
 		return nil, errors.Join(err, c.spool.Close())
 	}

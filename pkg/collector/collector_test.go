@@ -40,6 +40,7 @@ type line struct {
 	collector *Collector
 	registry  *prometheus.Registry
 	log       lockedBuffer
+	gone      float64 // rows read from servers whose metrics have ended
 	hangups   chan os.Signal
 	load      func() (Config, error) // what a reload reads
 }
@@ -75,6 +76,11 @@ func (l *line) start() {
 	c, err := New(l.cfg, l.cat, log, l.registry)
 	require.NoError(l.t, err)
 	l.collector = c
+	forget, registry := c.fleet.forget, l.registry
+	c.fleet.forget = func(at place) {
+		l.gone += series(l.t, registry, at.server)[rowsTotal]
+		forget(at)
+	}
 	ctx, cancel := context.WithCancel(l.t.Context())
 	l.cancel, l.done = cancel, make(chan error, 1)
 	parts := append(c.Parts(), c.Reloading(l.hangups, func() (Config, error) { return l.load() }))

@@ -14,6 +14,7 @@ import (
 // its time to end holds up its own successor and nobody else.
 type fleet struct {
 	open    func(source any) (runner, error)
+	forget  func(place) // is told of a place once its reader has ended and none is to follow
 	log     *slog.Logger
 	metrics *metrics
 	poke    chan struct{} // size 1: a forgotten signal, not a queue
@@ -50,8 +51,8 @@ type reader struct {
 	done    chan struct{} // closed once all it has read is handed over
 }
 
-func newFleet(open func(source any) (runner, error), log *slog.Logger, m *metrics) *fleet {
-	return &fleet{open: open, log: log, metrics: m, poke: make(chan struct{}, 1)}
+func newFleet(d *desk, log *slog.Logger, m *metrics) *fleet {
+	return &fleet{open: d.open, forget: d.forget, log: log, metrics: m, poke: make(chan struct{}, 1)}
 }
 
 // want says what is to run from now on. It waits for nothing.
@@ -99,6 +100,9 @@ func (f *fleet) adjust(ctx context.Context, group *errgroup.Group, running map[p
 		select {
 		case <-r.done:
 			delete(running, at)
+			if !ok {
+				f.forget(at)
+			}
 		default:
 		}
 	}

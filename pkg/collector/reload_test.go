@@ -81,19 +81,37 @@ func (l *line) connected(d database, before ...string) string {
 	return pid
 }
 
-// everythingRead compares what readers say they read with what was pushed.
-func (l *line) everythingRead() {
-	l.t.Helper()
-	read, pushed := 0.0, 0
-	families, err := l.registry.Gather()
-	require.NoError(l.t, err)
+const (
+	rowsTotal = "pganalytics_collector_rows_total"
+	serverUp  = "pganalytics_collector_server_up"
+)
+
+// series returns the counters and gauges of a server, "" for all, summed by
+// their names.
+func series(t *testing.T, reg prometheus.Gatherer, server string) map[string]float64 {
+	t.Helper()
+	families, err := reg.Gather()
+	require.NoError(t, err)
+	sums := map[string]float64{}
 	for _, f := range families {
-		if f.GetName() == "pganalytics_collector_rows_total" {
-			for _, m := range f.GetMetric() {
-				read += m.GetCounter().GetValue()
+		for _, m := range f.GetMetric() {
+			is := server == ""
+			for _, l := range m.GetLabel() {
+				is = is || l.GetName() == "server" && l.GetValue() == server
+			}
+			if is {
+				sums[f.GetName()] += m.GetCounter().GetValue() + m.GetGauge().GetValue()
 			}
 		}
 	}
+	return sums
+}
+
+// everythingRead compares what readers say they read, also of servers that are
+// gone, with what was pushed.
+func (l *line) everythingRead() {
+	l.t.Helper()
+	read, pushed := series(l.t, l.registry, "")[rowsTotal]+l.gone, 0
 	batches := l.pushed(1)
 	requireNoGap(l.t, batches)
 	for _, b := range batches {
@@ -130,6 +148,8 @@ func TestAReloadTouchesOnlyTheServersThatChange(t *testing.T) {
 	addedPID, slowPID := l.connected(added), l.connected(changed, changedPID)
 	l.eventually("the removed server is let go of", func() bool { return len(gone.sessions()) == 0 })
 	require.Equal(t, []string{keptPID}, kept.sessions(), "it was not touched")
+	l.eventually("its metrics end", func() bool { return len(series(t, l.registry, "gone")) == 0 })
+	require.NotEmpty(t, series(t, l.registry, "kept"))
 
 	// A faulty one changes nothing.
 	l.load = func() (Config, error) {
@@ -179,6 +199,11 @@ func TestAPulledPolicyIsAppliedToTheServersItConcerns(t *testing.T) {
 	l.collector.Apply(policy.Document{Servers: map[string]policy.Policy{"two": everythingOff, "three": {}}})
 	l.eventually("nothing is read from two", func() bool { return len(two.sessions()) == 0 })
 	require.Equal(t, []string{onePID}, one.sessions())
+	l.eventually("it is neither up nor down", func() bool {
+		_, told := series(t, l.registry, "two")[serverUp]
+		return !told
+	})
+	require.InDelta(t, 1, series(t, l.registry, "one")[serverUp], 0)
 	require.Contains(t, l.log.String(), "server=three")
 
 	// It stays above a file that is read again.
@@ -241,7 +266,7 @@ func newBareFleet(t *testing.T, cat *catalogue.Catalogue, sources map[place]any)
 	t.Helper()
 	b := &bareFleet{t: t, registry: prometheus.NewRegistry(), sections: make(chan []batch.Section), ended: make(chan error, 1)}
 	log := slog.New(slog.DiscardHandler)
-	b.fleet = newFleet(newDesk(uuid.New(), cat, nil, log, b.registry, b.sections).open, log, newMetrics(b.registry))
+	b.fleet = newFleet(newDesk(uuid.New(), cat, nil, log, b.registry, b.sections), log, newMetrics(b.registry))
 	b.want(sources)
 	var ctx context.Context
 	ctx, b.cancel = context.WithCancel(t.Context())

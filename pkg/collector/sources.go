@@ -109,3 +109,13 @@ func (d *desk) open(source any) (runner, error) {
 	}
 	return nil, fmt.Errorf("no source: %T", source)
 }
+
+// forget ends the metrics of a place where nothing is read any more.
+func (d *desk) forget(at place) {
+	switch at.kind {
+	case postgres:
+		d.servers.Forget(at.server)
+	case logFiles:
+		d.logs.Forget(at.server)
+	}
+}

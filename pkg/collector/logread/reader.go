@@ -55,6 +55,12 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	}
 }
 
+// Forget ends the series of a server whose log files are no longer read.
+func (m *Metrics) Forget(server string) {
+	m.errors.DeleteLabelValues(server)
+	m.unreadable.DeleteLabelValues(server)
+}
+
 // Reader reads one server's log files.
 type Reader struct {
 	cfg      Config

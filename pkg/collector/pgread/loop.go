@@ -39,7 +39,7 @@ func (s *Server) runInstance(ctx context.Context) {
 		if conn != nil {
 			hangUp(conn)
 		}
-		s.metrics.up.WithLabelValues(s.cfg.Name).Set(0)
+		s.metrics.up.DeleteLabelValues(s.cfg.Name) // neither up nor down: it is not read any more
 	}()
 	link := &health{}
 	for {

@@ -70,6 +70,15 @@ func (s *Server) unreached(tasks []*task) {
 	}
 }
 
+// Forget ends the series of a server that is no longer configured.
+func (m *Metrics) Forget(server string) {
+	labels := prometheus.Labels{"server": server}
+	for _, c := range []*prometheus.CounterVec{m.rows, m.unsent, m.queryErrors, m.connectErrors, m.fixed, m.cut, m.unread} {
+		c.DeletePartialMatch(labels)
+	}
+	m.up.DeletePartialMatch(labels)
+}
+
 func (m *Metrics) query(start time.Time, err error) {
 	outcome := "ok"
 	if err != nil {
