@@ -1,6 +1,7 @@
 package pgread
 
 import (
+	"cmp"
 	"fmt"
 	"hash/maphash"
 	"slices"
@@ -23,20 +24,19 @@ const (
 // its own time, so that a rate does not smear over the time in between.
 //
 // It remembers only what the last sample had; a row that comes back is new. A
-// row is a few numbers in a map without pointers, and the last sample is one
-// compressed block: ten servers with 2,000 statements each
-// have to fit into a small process. Were two keys to have the same 64 bits,
-// their rows would only be sent more often.
+// row is a few numbers in a sorted list, and the last sample is compressed: ten
+// servers with 2,000 statements each have to fit into a small process. Were two
+// keys to have the same 64 bits, their rows would only be sent more often.
 type filter struct {
 	key     []int // columns that tell rows apart, as places among the row's
 	watched []int // columns whose change sends a row
 	before  bool
 	resend  time.Duration
 	seed    maphash.Seed
-	rows    map[uint64]remembered // by identity.key
-	sample  uint32                // number of the last one
-	at      time.Time             // of the last sample
-	last    []byte                // its tuples as one s2 block, if any of them may be sent later
+	rows    []remembered // of the last sample, by key
+	at      time.Time    // of the last sample
+	size    int          // bytes of its tuples
+	last    [][]byte     // its tuples as s2 blocks of blockBytes each, if any of them may be sent later
 }
 
 // identity is what the filter knows a row by.
@@ -47,10 +47,10 @@ type identity struct {
 
 // remembered is a row of the last sample.
 type remembered struct {
+	key        uint64
 	content    uint64
 	due        int64  // when it is sent again, microseconds since 1970
 	begin, end uint32 // of its tuple, unless that was sent
-	sample     uint32
 }
 
 // newFilter returns the family's filter, or nil when all rows are sent.
@@ -58,7 +58,7 @@ func newFilter(f *catalogue.Family) *filter {
 	if !f.Dimension && len(f.ChangedBy) == 0 {
 		return nil
 	}
-	t := &filter{seed: maphash.MakeSeed(), resend: resendContent, rows: map[uint64]remembered{}, last: s2.Encode(nil, nil)}
+	t := &filter{seed: maphash.MakeSeed(), resend: resendContent}
 	for i, c := range f.Columns {
 		if slices.Contains(f.Key, c.Name) {
 			t.key = append(t.key, i)
@@ -100,7 +100,7 @@ type part struct {
 // pass returns the rows of a result that are to be sent, in the result's own
 // memory, and those of the last one that must go before them.
 func (t *filter) pass(res *result, at time.Time) (now, before part, err error) {
-	last, err := s2.Decode(borrow(), t.last)
+	last, err := t.unpack()
 	if err != nil {
 		return part{}, part{}, fmt.Errorf("expand the last sample: %w", err)
 	}
@@ -110,34 +110,54 @@ func (t *filter) pass(res *result, at time.Time) (now, before part, err error) {
 		t.keep(res.tuples)
 	}
 	t.at = at
-	t.sample++
-	begin := 0
+	rows, begin := make([]remembered, 0, len(res.ids)), 0
 	for i, id := range res.ids {
 		end := res.ends[i]
-		r, known := t.rows[id.key]
+		r, known := t.find(id.key)
 		changed := known && r.content != id.content
 		if changed && r.end > r.begin {
 			before.add(last[r.begin:r.end])
 		}
-		r = remembered{content: id.content, due: r.due, sample: t.sample}
+		r = remembered{key: id.key, content: id.content, due: r.due}
 		if !known || changed || overdue(r.due, at, t.resend) {
 			now.add(res.tuples[begin:end]) // never beyond where it was
 			r.due = dueAfter(t.resend, at, id.key)
 		} else if t.before {
 			r.begin, r.end = uint32(begin), uint32(end)
 		}
-		t.rows[id.key] = r
+		rows = append(rows, r)
 		begin = end
 	}
-	t.forget()
+	slices.SortFunc(rows, func(a, b remembered) int { return cmp.Compare(a.key, b.key) })
+	t.rows = rows
 	return now, before, nil
 }
 
+// blockBytes is how much of a sample is compressed at once: much enough to
+// become a fifth, little enough not to need as much room as the sample.
+const blockBytes = 128 << 10
+
 // keep makes these tuples those of the last sample.
 func (t *filter) keep(tuples []byte) {
-	packed := s2.Encode(borrow(), tuples)
-	t.last = slices.Clone(packed)
-	giveBack(packed)
+	t.size, t.last = len(tuples), nil
+	room := make([]byte, s2.MaxEncodedLen(min(len(tuples), blockBytes)))
+	for block := range slices.Chunk(tuples, blockBytes) {
+		t.last = append(t.last, slices.Clone(s2.Encode(room, block)))
+	}
+}
+
+// unpack returns the tuples of the last sample, in borrowed memory.
+func (t *filter) unpack() ([]byte, error) {
+	tuples := borrow(t.size)
+	for _, block := range t.last {
+		rest := tuples[len(tuples):t.size]
+		more, err := s2.Decode(rest, block)
+		if err != nil {
+			return nil, err
+		}
+		tuples = tuples[:len(tuples)+len(more)]
+	}
+	return tuples, nil
 }
 
 func (p *part) add(tuple []byte) {
@@ -145,13 +165,13 @@ func (p *part) add(tuple []byte) {
 	p.rows++
 }
 
-// forget drops the rows that this sample does not have.
-func (t *filter) forget() {
-	for key, r := range t.rows {
-		if r.sample != t.sample {
-			delete(t.rows, key)
-		}
+// find returns what is remembered of a row, if the last sample had it.
+func (t *filter) find(key uint64) (remembered, bool) {
+	i, known := slices.BinarySearchFunc(t.rows, key, func(r remembered, key uint64) int { return cmp.Compare(r.key, key) })
+	if !known {
+		return remembered{}, false
 	}
+	return t.rows[i], true
 }
 
 // dueAfter returns when a row that is sent now is sent again at the latest, in

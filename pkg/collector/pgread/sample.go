@@ -11,7 +11,8 @@ import (
 	"pganalytics/pkg/batch"
 )
 
-// readAll reads what is due over one connection.
+// readAll reads what is due over one connection, and hands over at once what
+// it read in a turn.
 func (s *Server) readAll(ctx context.Context, conn *pgconn.PgConn, database string, due []*task) []batch.Section {
 	var sections []batch.Section
 	for i, t := range due {
@@ -33,7 +34,14 @@ func (s *Server) readAll(ctx context.Context, conn *pgconn.PgConn, database stri
 			s.unread(t, backedOff, 1)
 			continue
 		}
-		sections = append(sections, s.read(ctx, conn, database, t)...)
+		if t.state(database).size < largeResult {
+			sections = append(sections, s.read(ctx, conn, database, t)...)
+			continue
+		}
+		end := turn.take(ctx)
+		s.deliver(append(sections, s.read(ctx, conn, database, t)...))
+		sections = nil
+		end()
 	}
 	return sections
 }
@@ -121,7 +129,7 @@ func (s *Server) rows(ctx context.Context, conn *pgconn.PgConn, t *task, st *sta
 	q := s.question(t, t.query.SQL, at)
 	q.limit(t.reading.MaxRows)
 	if st.filter != nil {
-		q.room, q.known = borrow(), st.filter.identify
+		q.room, q.known = borrow(st.size), st.filter.identify
 	} else {
 		q.room = make([]byte, 0, st.size)
 	}

@@ -35,7 +35,7 @@ type state struct {
 	requirement
 	filter *filter   // nil: all rows are sent
 	sent   *sentKeys // of a dimension that is read by key
-	size   int       // bytes of the last result
+	size   int       // bytes of the last result; of a filter's first one, as if it were large
 
 	cut, dropping bool // the last result lacked rows
 }
@@ -117,6 +117,9 @@ func (t *task) state(database string) *state {
 	st, ok := t.states[database]
 	if !ok {
 		st = &state{filter: newFilter(t.family)}
+		if st.filter != nil {
+			st.size = largeResult
+		}
 		t.states[database] = st
 	}
 	return st
