@@ -29,6 +29,7 @@ type Key struct {
 // Bounds of reading.
 const (
 	maxRecord = 1 << 20  // bytes of one record; a longer one is unreadable
+	maxKeys   = 1000     // that are told apart in one call
 	maxRead   = 32 << 20 // bytes of one file in one call; the rest comes with the next
 	chunk     = 64 << 10
 )
@@ -97,7 +98,7 @@ func (f *Follower) Read() (Count, error) {
 
 // follow reads what one file has more than before.
 func (f *Follower) follow(path string, there map[identity]bool, count *Count) error {
-	in, err := os.Open(path)
+	in, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // or a pipe of that name would be waited for, for ever
 	if err != nil {
 		return fmt.Errorf("open log file: %w", err)
 	}
@@ -170,7 +171,7 @@ func (f *Follower) take(at *file, format format, count *Count) {
 		}
 		if ok {
 			at.lost = false
-			count.Messages[key]++
+			count.add(key)
 			done += size
 			continue
 		}
@@ -191,6 +192,15 @@ func (f *Follower) take(at *file, format format, count *Count) {
 func (f *Follower) drop(at *file, n int) {
 	at.offset += int64(n)
 	f.buf = f.buf[:copy(f.buf, f.buf[n:])]
+}
+
+// add counts a message. Whoever may run statements may make up as many SQLSTATEs
+// as there are: beyond maxKeys they are counted as what their class is called.
+func (c *Count) add(key Key) {
+	if _, known := c.Messages[key]; !known && len(c.Messages) >= maxKeys {
+		key.SQLState = key.SQLState[:2] + "000"
+	}
+	c.Messages[key]++
 }
 
 // Keys returns the keys in a stable order.
