@@ -13,6 +13,8 @@ JOBS := $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
 TESTFLAGS ?=
 # Go stamps the version itself, from git; where git knows none it must not try, or the build ends there.
 BUILDFLAGS := -trimpath -buildvcs=$(shell git rev-parse -q --verify HEAD >/dev/null 2>&1 && echo true || echo false)
+# Without cgo a program needs nothing of the host that runs it, not even its libc.
+BUILD := CGO_ENABLED=0 $(GO) build $(BUILDFLAGS)
 
 LINT_VERSION := $(shell sed -n 's|^.*github.com/golangci/golangci-lint/v2 \(v[^ ]*\).*|\1|p' tools/golangci-lint/go.mod)
 LINT := .cache/bin/golangci-lint-$(LINT_VERSION)
@@ -25,12 +27,12 @@ help: ## Show this list.
 .PHONY: build
 build: go ## Build all programs into bin/.
 	@mkdir -p bin
-	@$(GO) build $(BUILDFLAGS) -o bin/ ./cmd/...
+	@$(BUILD) -o bin/ ./cmd/...
 
 .PHONY: demo
 demo: go ## Run the whole system on this host; Ctrl-C ends it. DATABASE_URL: use that TimescaleDB.
 	@mkdir -p bin
-	@$(GO) build $(BUILDFLAGS) -o bin/ ./cmd/pganalytics ./cmd/collector >&2
+	@$(BUILD) -o bin/ ./cmd/pganalytics ./cmd/collector >&2
 	@exec $(if $(DATABASE_URL),,$(RUN)) bin/pganalytics demo $(ARGS)
 
 .PHONY: test
@@ -59,7 +61,7 @@ watch: go ## Watch servers of every version that can be had, as few are with all
 .PHONY: drill
 drill: go ## Lose a database for real, restore a backup, replay, and look up every row. ARGS="-prove": show that it can fail.
 	@mkdir -p bin
-	@$(GO) build $(BUILDFLAGS) -o bin/ ./cmd/pganalytics ./loadtest/drill >&2
+	@$(BUILD) -o bin/ ./cmd/pganalytics ./loadtest/drill >&2
 	@exec bin/drill $(ARGS)
 
 .PHONY: bench
@@ -92,7 +94,7 @@ bench-collector: go ## Measure the collector with ten servers: its memory, and w
 
 define BENCH
 mkdir -p bin; \
-$(GO) build $(BUILDFLAGS) -o bin/ ./cmd/... ./loadtest/bench >&2; \
+$(BUILD) -o bin/ ./cmd/... ./loadtest/bench >&2; \
 exec $(if $(DATABASE_URL),,$(RUN)) bin/bench $(1) $(ARGS)
 endef
 
