@@ -39,6 +39,7 @@ func TestEveryFamilyIsReadOnEveryVersionByAMonitoringRole(t *testing.T) {
 				}
 				t.Run(f.Name, func(t *testing.T) {
 					all := answer(t, conn, f, q, 2000)
+					require.True(t, len(all) > 0 || slices.Contains(eventful, f.Name), "no rows")
 					if strings.Contains(q.SQL+q.Keys, "$1") {
 						require.Len(t, answer(t, conn, f, q, 1), min(len(all), 1), "the limit")
 					}
@@ -47,6 +48,9 @@ func TestEveryFamilyIsReadOnEveryVersionByAMonitoringRole(t *testing.T) {
 		})
 	}
 }
+
+// eventful families have rows only while something happens.
+var eventful = []string{"pg_blocking", "pg_long_running", "pg_progress", "pg_replication_slots", "pg_standby", "pg_stat_replication"}
 
 // odd is what a database may hold and a query may stumble over.
 var odd = []string{

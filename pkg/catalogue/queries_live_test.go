@@ -153,44 +153,6 @@ func withStatements(t *testing.T, conn *pgx.Conn) {
 	execute(t, conn, "create extension if not exists pg_stat_statements")
 }
 
-// eventful families have rows only while something happens.
-var eventful = []string{"pg_blocking", "pg_long_running", "pg_progress", "pg_replication_slots", "pg_standby", "pg_stat_replication"}
-
-func TestEveryQueryAnswersItsFamilysColumnsToAMonitoringRole(t *testing.T) {
-	t.Parallel()
-	c, err := catalogue.Default()
-	require.NoError(t, err)
-	onEveryServer(t, func(t *testing.T, databaseURL string) {
-		owner := connect(t, databaseURL)
-		execute(t, owner,
-			"create table parts (id int primary key, body text) partition by range (id)",
-			"create table parts_1 partition of parts for values from (0) to (1000)",
-			"insert into parts select g, repeat('x', g) from generate_series(0, 999) g",
-			`create table "Odd name" (id int)`,
-			"create temp table passing (id int)",
-			"create materialized view sums as select count(*) as n from parts",
-			"create sequence numbers",
-			"begin", "lock table parts_1 in share mode") // an open transaction with locks
-		conn := monitor(t, databaseURL)
-		version := major(t, conn)
-		for _, f := range c.Families() {
-			if _, ok := f.Query(version); !ok {
-				continue
-			}
-			t.Run(f.Name, func(t *testing.T) {
-				if strings.HasPrefix(f.Name, "pg_stat_statements") {
-					withStatements(t, connect(t, databaseURL))
-				}
-				if f.Setup != "" {
-					execute(t, connect(t, databaseURL), f.Setup)
-				}
-				rows := read(t, conn, f)
-				require.True(t, len(rows) > 0 || slices.Contains(eventful, f.Name))
-			})
-		}
-	})
-}
-
 func TestLockedTablesLoseTheirSizesAndHoldNobodyUp(t *testing.T) {
 	t.Parallel()
 	f := family(t, "pg_stat_user_tables")

@@ -8,13 +8,12 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
-	"pganalytics/pkg/catalogue"
 	"pganalytics/pkg/internal/testpg"
 )
 
 // onOwnServer runs f on a server of each version that no other test uses.
 func onOwnServer(t *testing.T, f func(t *testing.T, s *testpg.Server), settings ...string) {
-	for major := catalogue.OldestServer; major <= catalogue.NewestServer; major++ {
+	for _, major := range several {
 		t.Run(fmt.Sprint(major), func(t *testing.T) {
 			t.Parallel()
 			f(t, testpg.Start(t, major, settings...))

@@ -23,6 +23,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"pganalytics/pkg/catalogue"
 )
 
 // variable holds the folder that `scripts/postgres.sh fetch` prints.
@@ -49,10 +51,22 @@ type Server struct {
 func Start(tb testing.TB, major int, settings ...string) *Server {
 	tb.Helper()
 	s := newServer(tb, major)
-	must(tb, s.command("initdb", "-D", s.data(), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale", "-N"))
+	s.copyCluster()
 	s.Configure(append(standard(major), settings...)...)
 	s.Start()
 	return s
+}
+
+// Versions returns the major versions to test with: all that the catalogue has queries for with WATCH=all, else few.
+func Versions(few ...int) []int {
+	if os.Getenv("WATCH") != "all" {
+		return few
+	}
+	var all []int
+	for major := catalogue.OldestServer; major <= catalogue.NewestServer; major++ {
+		all = append(all, major)
+	}
+	return all
 }
 
 func standard(major int) []string {
@@ -127,20 +141,37 @@ type common struct {
 	server *Server
 }
 
-var commons sync.Map // major version → *common
+// By major version, *common each: servers that run, and files that initdb made.
+var commons, clusters sync.Map
+
+// of returns the server of the version, which begin makes if there is none.
+func of(all *sync.Map, major int, begin func() *Server) *Server {
+	c, _ := all.LoadOrStore(major, &common{})
+	shared := c.(*common)
+	shared.mu.Lock()
+	defer shared.mu.Unlock()
+	if shared.server == nil {
+		shared.server = begin()
+	}
+	return shared.server
+}
+
+// copyCluster makes the data directory. Once per version that is initdb's work, which takes as long as much of a test.
+func (s *Server) copyCluster() {
+	s.tb.Helper()
+	from := of(&clusters, s.major, func() *Server {
+		first := newServer(&binary{TB: s.tb}, s.major)
+		must(s.tb, first.command("initdb", "-D", first.data(), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale", "-N"))
+		return first
+	})
+	must(s.tb, s.asOwner("cp", "-a", from.data(), s.data()))
+}
 
 // Shared returns a server that all tests of the binary share: they read, or change what is theirs alone. It skips and
 // fails as Start does.
 func Shared(tb testing.TB, major int) *Server {
 	tb.Helper()
-	c, _ := commons.LoadOrStore(major, &common{})
-	shared := c.(*common)
-	shared.mu.Lock()
-	defer shared.mu.Unlock()
-	if shared.server == nil {
-		shared.server = Start(&binary{TB: tb}, major)
-	}
-	return shared.server.For(tb)
+	return of(&commons, major, func() *Server { return Start(&binary{TB: tb}, major) }).For(tb)
 }
 
 // For returns the server for a part of the test: what a call starts ends with that part, and what fails fails there.
@@ -191,14 +222,19 @@ func credential(tb testing.TB) *syscall.Credential {
 	return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
 }
 
-// command runs one of the version's programs as the servers' user.
+// command runs one of the version's programs.
 func (s *Server) command(program string, args ...string) error {
-	cmd := exec.Command(filepath.Join(s.bin, program), args...)
+	return s.asOwner(filepath.Join(s.bin, program), args...)
+}
+
+// asOwner runs a program as the servers' user.
+func (s *Server) asOwner(program string, args ...string) error {
+	cmd := exec.Command(program, args...)
 	cmd.Dir = s.home
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: credential(s.tb)}
 	var out strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &out
-	if program == "pg_ctl" { // the server would keep the pipe open
+	if filepath.Base(program) == "pg_ctl" { // the server would keep the pipe open
 		cmd.Stdout, cmd.Stderr = nil, nil
 	}
 	if err := cmd.Run(); err != nil {
