@@ -55,8 +55,10 @@ soak: go ## Take a collector's network away for ten minutes, kill its gateway, a
 
 .PHONY: watch
 watch: go ## Watch servers of every version that can be had, as few are with all tests; minutes.
-	@$(SERVERS); CI=true WATCH=all exec $(if $(TEST_DATABASE_URL),,$(RUN)) \
-		$(GO) test -race -count=1 -parallel 2 -timeout 60m -v -run '^(TestEveryFamilyOf|TestACollectorRidesOut)' $(TESTFLAGS) ./pkg/internal/e2e
+	@$(SERVERS); export CI=true WATCH=all; \
+	watch() { $(if $(TEST_DATABASE_URL),,$(RUN)) $(GO) test -race -count=1 -p 1 -parallel 2 -timeout 60m $(TESTFLAGS) "$$@"; }; \
+	watch ./pkg/internal/testpg ./pkg/catalogue; \
+	watch -v -run '^(TestEveryFamilyOf|TestACollectorRidesOut)' ./pkg/internal/e2e
 
 .PHONY: drill
 drill: go ## Lose a database for real, restore a backup, replay, and look up every row. ARGS="-prove": show that it can fail.

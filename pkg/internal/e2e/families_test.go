@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"slices"
@@ -8,28 +9,15 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"pganalytics/pkg/catalogue"
 	"pganalytics/pkg/internal/testpg"
 )
 
-// Families that this test cannot bring a collector to send rows of, and why. A
-// family that is added must have rows here, or a reason.
-var (
-	// slow ones have rows only if the test goes on for as long as with WATCH=all.
-	slow = map[string]string{"pg_long_running": "it tells of what takes longer than a minute"}
-	// rowless ones never have any; one that does must go from this list.
-	rowless = map[string]string{
-		"host_cpu":        notJoined,
-		"host_disk":       notJoined,
-		"host_filesystem": notJoined,
-		"host_load":       notJoined,
-		"host_memory":     notJoined,
-		"pg_log_summary":  notJoined,
-	}
-)
-
-const notJoined = "the collector's program does not read hosts and logs yet"
+// slow families have rows only if the test goes on for as long as with WATCH=all,
+// and why. All others must have some, whoever adds them.
+var slow = map[string]string{"pg_long_running": "it tells of what takes longer than a minute"}
 
 // released is the newest version that is not a release candidate.
 const released = 18
@@ -44,14 +32,16 @@ const (
 // program, gateway, stream and ingester, to the tables.
 func TestEveryFamilyOfAVersionIsStoredWithItsValues(t *testing.T) {
 	t.Parallel()
-	for _, major := range versions(catalogue.OldestServer, released) {
+	for _, major := range testpg.Versions(catalogue.OldestServer, released) {
 		t.Run(fmt.Sprint(major), func(t *testing.T) {
 			t.Parallel()
 			w := newWatch(t)
 			b := w.busy(major)
-			w.collect(map[string]*testpg.Server{primary: b.Server, standby: b.standby}, "")
+			w.collect(map[string]*testpg.Server{primary: b.Server, standby: b.standby}, primary, "")
+			w.messagesAreCounted(b)
 			w.everyFamilyIsStored(major)
 			w.valuesAreTheServers(b)
+			w.valuesAreTheHosts()
 			require.Contains(t, string(w.command("pganalytics", "stream", "status", "--data-dir", w.data(), "--output", "json")),
 				`"dead_letters":0`)
 		})
@@ -63,18 +53,13 @@ func (w *watch) everyFamilyIsStored(major int) {
 	var lacking []string
 	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); time.Sleep(200 * time.Millisecond) {
 		lacking = slices.DeleteFunc(w.lacking(major, primary, standby), func(name string) bool {
-			return rowless[name] != "" || slow[name] != "" && os.Getenv("WATCH") != "all"
+			return slow[name] != "" && os.Getenv("WATCH") != "all"
 		})
 		if len(lacking) == 0 {
 			break
 		}
 	}
 	require.Empty(w.t, lacking, "families without rows")
-	for name := range rowless {
-		if f, ok := w.catalogue.Family(name); ok {
-			require.False(w.t, w.has(f, primary, standby), "%s has rows, so it needs no reason", name)
-		}
-	}
 }
 
 // busyServer has a standby and something of everything that families tell of.
@@ -86,7 +71,7 @@ type busyServer struct {
 
 func (w *watch) busy(major int) *busyServer {
 	w.t.Helper()
-	b := &busyServer{Server: testpg.Start(w.t, major)}
+	b := &busyServer{Server: testpg.Start(w.t, major, logging(major)...)}
 	b.Furnish()
 	w.prepare(b.Server, "postgres", testpg.Shop, testpg.Books)
 	b.standby = b.Standby("second")
@@ -127,6 +112,52 @@ func (w *watch) valuesAreTheServers(b *busyServer) {
 	w.sees("a sequence", primary, "pg_sequences",
 		"bool_or(last_value between 1 and $2) from f where sequencename = 'tickets'",
 		testpg.Value[int64](b.Server, testpg.Shop, "select last_value from tickets"))
+}
+
+// valuesAreTheHosts compares what does not change while the host runs.
+func (w *watch) valuesAreTheHosts() {
+	w.t.Helper()
+	meminfo, err := os.ReadFile("/proc/meminfo")
+	require.NoError(w.t, err)
+	var kib int64
+	_, err = fmt.Sscanf(string(meminfo), "MemTotal: %d kB", &kib)
+	require.NoError(w.t, err)
+	w.sees("the host's memory", primary, "host_memory",
+		"bool_and(total_bytes = $2 and available_bytes between 1 and total_bytes) from f", kib*1024)
+	var root unix.Statfs_t
+	require.NoError(w.t, unix.Statfs("/", &root))
+	w.sees("the root's file system", primary, "host_filesystem",
+		"bool_and(total_bytes = $2 and used_bytes + free_bytes between 1 and total_bytes) from f where mount = '/'", int64(root.Blocks)*root.Bsize)
+}
+
+// messagesAreCounted provokes messages once the collector follows the log, and
+// looks that each was counted once when one that came later is.
+func (w *watch) messagesAreCounted(b *busyServer) {
+	w.t.Helper()
+	conn := b.Connect("postgres")
+	raise := func(level, state string) {
+		_, err := conn.Exec(context.Background(), fmt.Sprintf("do $$ begin raise %s 'a message' using errcode = '%s'; end $$", level, state))
+		require.Equal(w.t, level == "exception", err != nil, "%v", err)
+	}
+	counted := func(severity, state string) int64 {
+		n, _ := stored[int64](w, primary, "pg_log_summary",
+			"select coalesce(sum(count), 0)::bigint from f where severity = $2 and sqlstate = $3", severity, state)
+		return n
+	}
+	w.eventually("the log is followed", func() bool {
+		raise("warning", "01Z01")
+		return counted("WARNING", "01Z01") > 0
+	})
+	for range 5 {
+		raise("warning", "01Z02")
+	}
+	for range 7 {
+		raise("exception", "ZZ001")
+	}
+	raise("warning", "01Z03")
+	w.eventually("the last message is counted", func() bool { return counted("WARNING", "01Z03") == 1 })
+	require.EqualValues(w.t, 5, counted("WARNING", "01Z02"))
+	require.EqualValues(w.t, 7, counted("ERROR", "ZZ001"))
 }
 
 // counterLiesBetweenDirectReadings reads a counter that grows before and after

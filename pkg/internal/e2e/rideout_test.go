@@ -27,20 +27,22 @@ const (
 // One collector watches them all, and each trouble must stay where it is.
 func TestACollectorRidesOutWhatBecomesOfItsServers(t *testing.T) {
 	t.Parallel()
-	for _, major := range versions(released) {
+	for _, major := range testpg.Versions(released) {
 		t.Run(fmt.Sprint(major), func(t *testing.T) {
 			t.Parallel()
 			w := newWatch(t)
+			start := func(settings ...string) *testpg.Server {
+				return testpg.Start(t, major, append(logging(major), settings...)...)
+			}
 			r := &ride{watch: w, servers: map[string]*testpg.Server{
-				steady: testpg.Start(t, major), mortal: testpg.Start(t, major),
-				crowded: testpg.Start(t, major, "max_connections = 12"), locked: testpg.Start(t, major),
+				steady: start(), mortal: start(), crowded: start("max_connections = 12"), locked: start(),
 			}}
 			for _, s := range r.servers {
 				s.Furnish()
 				w.prepare(s, "postgres", testpg.Shop, testpg.Books)
 			}
 			r.servers[heir] = r.servers[steady].Standby("heir")
-			w.collect(r.servers, r.faultyFamilies())
+			w.collect(r.servers, "here", r.faultyFamilies())
 			for name := range r.servers {
 				w.goesOn(name, "pg_instance")
 				w.sees("tables of "+name, name, "pg_stat_user_tables", "count(distinct datname) = 2 from f")
@@ -96,12 +98,10 @@ func (r *ride) keepsReading(server, when string) {
 	r.sees("reading of "+server+" goes on "+when, server, "pg_stat_user_tables", "exists (select from f where relname = $2)", table)
 }
 
-// isDown waits for the row that says so and checks that it came soon after.
+// isDown waits for the row that says so.
 func (r *ride) isDown(server string, since time.Time) {
 	r.t.Helper()
 	r.sees(server+" is said to be down", server, "pg_instance", "exists (select from f where not is_up and time > $2)", since)
-	at, _ := stored[time.Time](r.watch, server, "pg_instance", "select min(time) from f where not is_up and time > $2", since)
-	require.Less(r.t, at.Sub(since), 10*time.Second, "one interval, on a busy host")
 }
 
 // isUpAgain waits for the server to be read anew, with its new start.
