@@ -60,11 +60,12 @@ func TestCommandsThatRunShowTheirProgress(t *testing.T) {
 	})
 }
 
-// slowed opens a session whose vacuum and analyze take for ever.
+// slowed opens a session whose vacuum and analyze rest 400 ms, the most there
+// is, after each block.
 func slowed(t *testing.T, s *testpg.Server) session {
 	t.Helper()
 	c := open(t, s, "slowed")
-	execute(t, c.Conn, "set vacuum_cost_delay = 100", "set vacuum_cost_limit = 10")
+	execute(t, c.Conn, "set vacuum_cost_delay = 100", "set vacuum_cost_limit = 1", "set vacuum_cost_page_hit = 100", "set vacuum_cost_page_miss = 100")
 	if s.Major() >= 18 {
 		execute(t, c.Conn, "set track_cost_delay_timing = on")
 	}
