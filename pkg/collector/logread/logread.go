@@ -204,7 +204,7 @@ func (c *Count) add(key Key) {
 }
 
 // Keys returns the keys in a stable order.
-func (c Count) Keys() []Key {
+func (c *Count) Keys() []Key {
 	return slices.SortedFunc(maps.Keys(c.Messages), func(a, b Key) int {
 		return cmp.Or(cmp.Compare(a.Severity, b.Severity), cmp.Compare(a.SQLState, b.SQLState))
 	})
