@@ -158,12 +158,15 @@ func (c *Config) parse() (*pgconn.Config, error) {
 	cfg.BuildContextWatcherHandler = func(conn *pgconn.PgConn) ctxwatch.Handler {
 		return &pgconn.CancelRequestContextWatcherHandler{Conn: conn, DeadlineDelay: cancelTime}
 	}
-	// It is sent with the connection, for the server's log. What else the session
-	// has of its own would then hide the server's settings: see prepare.
-	cfg.RuntimeParams["application_name"] = "pganalytics-collector"
 	for name := range c.settings() {
 		delete(cfg.RuntimeParams, name)
 	}
+	// Only these are sent with the connection: a name for the server's log, and
+	// the longest wait for a lock, which is needed for the catalogs that a session
+	// reads before its first statement. What else the session has of its own would
+	// hide the server's settings if it were sent: see prepare.
+	cfg.RuntimeParams["application_name"] = "pganalytics-collector"
+	cfg.RuntimeParams["lock_timeout"] = milliseconds(c.LockTimeout)
 	return cfg, nil
 }
 
@@ -172,7 +175,6 @@ func (c *Config) settings() map[string]string {
 	return map[string]string{
 		"client_encoding":                     "UTF8",
 		"statement_timeout":                   milliseconds(c.StatementTimeout),
-		"lock_timeout":                        milliseconds(c.LockTimeout),
 		"idle_in_transaction_session_timeout": milliseconds(c.StatementTimeout),
 		"default_transaction_read_only":       "on",
 		"timezone":                            "UTC",
@@ -252,7 +254,7 @@ func (s *Server) prepare(ctx context.Context, conn *pgconn.PgConn) error {
 	}
 	var sql strings.Builder
 	for _, name := range slices.Sorted(maps.Keys(settings)) {
-		fmt.Fprintf(&sql, "select pg_catalog.set_config('%s', '%s', false);", name, settings[name])
+		fmt.Fprintf(&sql, "set %s = '%s';", name, settings[name])
 	}
 	if _, err := conn.Exec(ctx, sql.String()+searchPathSQL).ReadAll(); err != nil {
 		return fmt.Errorf("prepare the session: %w", err)

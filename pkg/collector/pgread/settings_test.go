@@ -23,7 +23,7 @@ func onVersions(t *testing.T, f func(t *testing.T, s *testpg.Server)) {
 // What a session sends when it connects would be shown as the server's own.
 func TestSettingsOfTheSessionHideNoneOfTheServers(t *testing.T) {
 	onVersions(t, func(t *testing.T, s *testpg.Server) {
-		s.Configure("statement_timeout = '77s'", "lock_timeout = '66s'", "idle_in_transaction_session_timeout = '55s'", "timezone = 'Asia/Tokyo'",
+		s.Configure("statement_timeout = '77s'", "idle_in_transaction_session_timeout = '55s'", "timezone = 'Asia/Tokyo'",
 			"client_encoding = 'LATIN1'", "search_path = 'theirs'")
 		s.Restart()
 		s.Exec("postgres", "create role watcher login", "grant pg_monitor to watcher",
@@ -38,7 +38,7 @@ func TestSettingsOfTheSessionHideNoneOfTheServers(t *testing.T) {
 				got[row[0]] = row[1]
 			}
 			for name, want := range map[string]string{
-				"statement_timeout": "77000", "lock_timeout": "66000", "idle_in_transaction_session_timeout": "55000", "TimeZone": "Asia/Tokyo",
+				"statement_timeout": "77000", "idle_in_transaction_session_timeout": "55000", "TimeZone": "Asia/Tokyo",
 				"client_encoding": "LATIN1", "default_transaction_read_only": "off", "search_path": "theirs",
 			} {
 				require.Equal(t, want, got[name], name)
