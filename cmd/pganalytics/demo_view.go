@@ -133,11 +133,12 @@ func (w *demoWatch) reconcile(ctx context.Context, collector uuid.UUID) (demoRep
 	if err != nil {
 		return demoReport{}, err
 	}
-	l, err := w.look(ctx)
+	// Before the look, whose figures then have every batch that is found here.
+	stored, err := w.store.StoredBatches(ctx, collector)
 	if err != nil {
 		return demoReport{}, err
 	}
-	stored, err := w.store.StoredBatches(ctx, collector)
+	l, err := w.look(ctx)
 	if err != nil {
 		return demoReport{}, err
 	}
