@@ -64,6 +64,15 @@ type Column struct {
 	Type catalogue.Type
 }
 
+// ColumnsOf returns all columns of a family, in its order.
+func ColumnsOf(f *catalogue.Family) []Column {
+	columns := make([]Column, len(f.Columns))
+	for i, c := range f.Columns {
+		columns[i] = Column{Name: c.Name, Type: c.Type}
+	}
+	return columns
+}
+
 // Rows returns the number of rows in all sections.
 func (b *Batch) Rows() int {
 	n := 0

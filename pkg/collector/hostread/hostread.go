@@ -93,18 +93,10 @@ func New(cfg Config, cat *catalogue.Catalogue, log *slog.Logger, m *Metrics, out
 	for _, name := range Families() {
 		family, known := cat.Family(name)
 		if interval := cfg.Intervals[name]; known && interval > 0 {
-			h.tasks = append(h.tasks, task{family, columns(family), interval, readings[name]})
+			h.tasks = append(h.tasks, task{family, batch.ColumnsOf(family), interval, readings[name]})
 		}
 	}
 	return h
-}
-
-func columns(f *catalogue.Family) []batch.Column {
-	columns := make([]batch.Column, len(f.Columns))
-	for i, c := range f.Columns {
-		columns[i] = batch.Column{Name: c.Name, Type: c.Type}
-	}
-	return columns
 }
 
 // Run reads until ctx ends. Whoever takes the sections must do so until Run

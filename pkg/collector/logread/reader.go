@@ -130,10 +130,7 @@ func (r *Reader) section(count Count) batch.Section {
 	at := time.Now().UTC().Truncate(time.Microsecond)
 	s := batch.Section{
 		Family: Family, Server: r.cfg.Server, ServerID: batch.ServerID(r.cfg.CollectorID, r.cfg.Server),
-		MinTime: at, MaxTime: at,
-	}
-	for _, c := range r.family.Columns {
-		s.Columns = append(s.Columns, batch.Column{Name: c.Name, Type: c.Type})
+		Columns: batch.ColumnsOf(r.family), MinTime: at, MaxTime: at,
 	}
 	for _, key := range count.Keys() {
 		s.Tuples = batch.AppendTuple(s.Tuples, batch.LeadFields+len(s.Columns), at, s.ServerID)

@@ -57,10 +57,9 @@ func (s *Server) tasks(scope catalogue.Scope) []*task {
 		first := start.Add(time.Duration(h.Sum64() % uint64(min(reading.Interval, maxSpread))))
 		t := &task{
 			family: f, reading: reading, due: first.Add(-time.Duration(first.Nanosecond())),
-			states: map[string]*state{},
+			columns: batch.ColumnsOf(f), states: map[string]*state{},
 		}
-		for i, c := range f.Columns {
-			t.columns = append(t.columns, batch.Column{Name: c.Name, Type: c.Type})
+		for i := range f.Columns {
 			t.places = append(t.places, i)
 		}
 		tasks = append(tasks, t)
