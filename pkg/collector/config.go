@@ -4,11 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"regexp"
 	"slices"
 	"strings"
 
 	"pganalytics/pkg/batch"
+	"pganalytics/pkg/batch/push"
 	"pganalytics/pkg/collector/logread"
 	"pganalytics/pkg/collector/pgread"
 	"pganalytics/pkg/collector/spool"
@@ -98,11 +98,6 @@ func (c *Config) has(server string) bool {
 	return slices.ContainsFunc(c.Servers, func(s Server) bool { return s.Name == server })
 }
 
-// What a gateway takes as labels.
-const maxLabels = 64
-
-var labelName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,62}$`)
-
 // Validate reports all faults. It shows no conninfo.
 func (c *Config) Validate() error {
 	var errs []error
@@ -115,17 +110,17 @@ func (c *Config) Validate() error {
 	if n := c.Spool.MaxBytes; n != 0 && n < minSpoolBytes {
 		errs = append(errs, fmt.Errorf("spool max bytes %d: must be at least %d", n, minSpoolBytes))
 	}
-	if !pgread.Acceptable(c.Hostname) {
+	if !push.ValidNote(c.Hostname) {
 		errs = append(errs, fmt.Errorf("hostname %q: must be at most 255 bytes long, without control characters", c.Hostname))
 	}
-	if !pgread.Acceptable(c.Host.Name) {
+	if !push.ValidNote(c.Host.Name) {
 		errs = append(errs, fmt.Errorf("host name %q: must be at most 255 bytes long, without control characters", c.Host.Name))
 	}
-	if len(c.Labels) > maxLabels {
-		errs = append(errs, fmt.Errorf("%d labels: at most %d are possible", len(c.Labels), maxLabels))
+	if len(c.Labels) > push.MaxLabels {
+		errs = append(errs, fmt.Errorf("%d labels: at most %d are possible", len(c.Labels), push.MaxLabels))
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Labels)) {
-		if !labelName.MatchString(name) || !pgread.Acceptable(c.Labels[name]) {
+		if push.Printable(name) == "" || !push.ValidNote(c.Labels[name]) {
 			errs = append(errs, fmt.Errorf("label %q: name or value is not acceptable", name))
 		}
 	}

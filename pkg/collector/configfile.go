@@ -12,6 +12,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"pganalytics/pkg/batch/push"
 	"pganalytics/pkg/catalogue"
 	"pganalytics/pkg/collector/logread"
 	"pganalytics/pkg/collector/pgread"
@@ -181,7 +182,7 @@ func (p *parser) labels(dst *map[string]string) func(*yaml.Node) {
 	return func(n *yaml.Node) {
 		*dst = map[string]string{}
 		p.Each(n, "labels", func(name, value *yaml.Node) {
-			if !labelName.MatchString(name.Value) || value.Kind != yaml.ScalarNode || !pgread.Acceptable(value.Value) {
+			if push.Printable(name.Value) == "" || value.Kind != yaml.ScalarNode || !push.ValidNote(value.Value) {
 				p.Fault(name, "label %q: name or value is not acceptable", name.Value)
 			}
 			(*dst)[name.Value] = value.Value

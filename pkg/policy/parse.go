@@ -10,11 +10,10 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
 
+	"pganalytics/pkg/batch/push"
 	"pganalytics/pkg/catalogue"
 )
 
@@ -239,7 +238,7 @@ func (p *Parser) servers(d *Document) func(*yaml.Node) {
 	return func(n *yaml.Node) {
 		d.Servers = map[string]Policy{}
 		p.Each(n, "servers", func(name, value *yaml.Node) {
-			if !nameable(name.Value) {
+			if !push.ValidName(name.Value) {
 				p.Fault(name, "%q cannot be the name of a server", short(name.Value))
 				return
 			}
@@ -248,10 +247,6 @@ func (p *Parser) servers(d *Document) func(*yaml.Node) {
 			d.Servers[name.Value] = one
 		})
 	}
-}
-
-func nameable(name string) bool {
-	return name != "" && len(name) <= 255 && utf8.ValidString(name) && !strings.ContainsFunc(name, unicode.IsControl)
 }
 
 // scalar returns a scalar's text, and none for an anchor or anything else.

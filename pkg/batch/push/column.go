@@ -16,7 +16,7 @@ type Bounds struct {
 
 // TextTooLong returns the fault of a text above MaxText.
 func (b *Bounds) TextTooLong() *Problem {
-	if b.MaxText == maxKeyBytes {
+	if b.MaxText == MaxKeyBytes {
 		return ValueKeyLong
 	}
 	return ValueTextLong
@@ -48,7 +48,7 @@ func (c *Columns) Add(name []byte, lim *Limits) *Problem {
 	}
 	b := Bounds{Type: column.Type, NotNull: column.NotNull, MaxText: lim.MaxTextBytes}
 	if column.NotNull { // a column of the key
-		b.MaxText = min(b.MaxText, maxKeyBytes)
+		b.MaxText = min(b.MaxText, MaxKeyBytes)
 	}
 	c.List = append(c.List, batch.Column{Name: column.Name, Type: column.Type})
 	c.Bounds = append(c.Bounds, b)

@@ -48,7 +48,7 @@ func (h *Head) SetHostname(name []byte) error {
 
 // SetVersion sets the version. OK is false if what was given is no text.
 func (h *Head) SetVersion(version []byte, ok bool) error {
-	if !ok || !validNote(version) {
+	if !ok || !ValidNote(version) {
 		return Invalid("/version", CodeVersion, "must be a text of at most 255 bytes without control characters")
 	}
 	h.Version = string(version)
@@ -99,7 +99,7 @@ func (h *Head) AddRefused(n uint64, ok bool) error {
 
 // AddLabel adds a label. OK is false if what was given as its value is no text.
 func (h *Head) AddLabel(name, value []byte, ok bool) error {
-	if !ok || Printable(name) == "" || !validNote(value) || len(h.Labels) == maxLabels {
+	if !ok || Printable(name) == "" || !ValidNote(value) || len(h.Labels) == MaxLabels {
 		return LabelsInvalid()
 	}
 	if slices.ContainsFunc(h.Labels, func(l batch.Label) bool { return l.Name == string(name) }) {

@@ -76,8 +76,8 @@ func (l Limits) Validate() error {
 // to change.
 const (
 	maxNameBytes   = 255   // server and host names, versions, label values
-	maxKeyBytes    = 2_000 // a btree entry holds at most 2,704 bytes
-	maxLabels      = 64
+	MaxKeyBytes    = 2_000 // text of a key column; a btree entry holds at most 2,704 bytes
+	MaxLabels      = 64
 	maxRefused     = 1_000 // refused numbers in one body
 	maxRejections  = 100   // listed in an answer; the rest is counted
 	maxPrintedName = 63    // the longest name that PostgreSQL knows

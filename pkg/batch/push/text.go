@@ -10,14 +10,15 @@ import (
 
 // ValidName reports whether a text can name a server: 1 to 255 bytes of UTF-8
 // without control characters.
-func ValidName(name []byte) bool { return len(name) > 0 && validNote(name) }
+func ValidName[T string | []byte](name T) bool { return len(name) > 0 && ValidNote(name) }
 
-// validNote is ValidName for texts that may be empty.
-func validNote(s []byte) bool {
-	if len(s) > maxNameBytes {
+// ValidNote is ValidName for texts that may be empty, such as the value of a
+// label.
+func ValidNote[T string | []byte](note T) bool {
+	if len(note) > maxNameBytes {
 		return false
 	}
-	for len(s) > 0 {
+	for s := []byte(note); len(s) > 0; {
 		r, n := utf8.DecodeRune(s)
 		if unicode.IsControl(r) || r == utf8.RuneError && n == 1 {
 			return false
@@ -30,11 +31,11 @@ func validNote(s []byte) bool {
 // Printable returns a name as it may stand in an answer: as it is when it could
 // be the name of a family or a column, else empty, for inputs are not echoed.
 // Names of labels are such as well.
-func Printable(name []byte) string {
+func Printable[T string | []byte](name T) string {
 	if len(name) == 0 || len(name) > maxPrintedName {
 		return ""
 	}
-	for i, c := range name {
+	for i, c := range []byte(name) {
 		switch {
 		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', c == '_', i > 0 && '0' <= c && c <= '9':
 		default:

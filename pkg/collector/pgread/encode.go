@@ -11,14 +11,15 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"pganalytics/pkg/batch"
+	"pganalytics/pkg/batch/push"
 	"pganalytics/pkg/catalogue"
 	"pganalytics/pkg/collector/pgread/redact"
 )
 
 // What a gateway takes. A row beyond it would have its whole section refused.
 const (
-	maxKeyBytes = 2_000   // texts of the key columns together
-	maxRowBytes = 1 << 20 // far below the largest message
+	maxKeyBytes = push.MaxKeyBytes // here of all key columns together
+	maxRowBytes = 1 << 20          // far below the largest message
 )
 
 // errShape is a query whose result is not what its family says: a fault of

@@ -13,12 +13,13 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"pganalytics/pkg/catalogue"
+	"pganalytics/pkg/policy"
 )
 
 // Bounds of one result. The catalogue's queries limit themselves far lower;
 // these are for queries of operators.
 const (
-	maxRows        = 50_000
+	maxRows        = policy.MaxRows
 	maxResultBytes = 16 << 20
 )
 

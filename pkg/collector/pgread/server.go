@@ -20,8 +20,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -29,6 +27,7 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 
 	"pganalytics/pkg/batch"
+	"pganalytics/pkg/batch/push"
 	"pganalytics/pkg/catalogue"
 	"pganalytics/pkg/policy"
 )
@@ -110,7 +109,7 @@ func (c *Config) Validate() error {
 	switch {
 	case c.Name == "":
 		errs = append(errs, errors.New("server has no name"))
-	case !Acceptable(c.Name):
+	case !push.ValidName(c.Name): // would make dead letters of all that is read
 		errs = append(errs, fmt.Errorf("server %q: name must be at most 255 bytes long, without control characters", c.Name))
 	}
 	if _, err := c.parse(); err != nil {
@@ -122,13 +121,6 @@ func (c *Config) Validate() error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// Acceptable reports whether a gateway takes a text as a server's or a host's
-// name or as the value of a label. One that it does not take would make dead
-// letters of all that is read.
-func Acceptable(text string) bool {
-	return len(text) <= 255 && utf8.ValidString(text) && !strings.ContainsFunc(text, unicode.IsControl)
 }
 
 // grace is how much longer than the server's own timeout the collector waits
