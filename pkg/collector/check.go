@@ -164,7 +164,7 @@ func (f *Findings) identity(dir string) *uplink.Identity {
 func (f *Findings) spool(cfg spool.Config) {
 	limit := cfg.MaxBytes
 	if limit == 0 {
-		limit = defaultSpoolBytes
+		limit = spool.DefaultMaxBytes
 	}
 	stats, err := spool.Inspect(cfg.Dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -176,7 +176,7 @@ func (f *Findings) spool(cfg spool.Config) {
 		f.fault("spool %s: %v", cfg.Dir, err)
 		return
 	}
-	free, used := int64(disk.Bavail*uint64(disk.Bsize)), stats.UnsentBytes+stats.DeadBytes
+	free, used := int64(disk.Bavail*uint64(disk.Bsize)), stats.Used()
 	f.note("spool %s: %s of %s used, %s free on its disk", cfg.Dir, mebibytes(used), mebibytes(limit), mebibytes(free))
 	switch {
 	case free < minSpoolBytes:
@@ -185,9 +185,6 @@ func (f *Findings) spool(cfg spool.Config) {
 		f.note("spool %s: its disk has less room than max_bytes; collecting stops when the disk is full", cfg.Dir)
 	}
 }
-
-// defaultSpoolBytes is what a spool that is not told otherwise may take.
-const defaultSpoolBytes = 1 << 30
 
 // existing returns the directory or the nearest one above it that is there.
 func existing(dir string) string {

@@ -69,9 +69,12 @@ type Config struct {
 	boot string
 }
 
+// DefaultMaxBytes is what a spool that is not told otherwise may take.
+const DefaultMaxBytes = 1 << 30
+
 func (c *Config) setDefaults() {
 	if c.MaxBytes == 0 {
-		c.MaxBytes = 1 << 30
+		c.MaxBytes = DefaultMaxBytes
 	}
 	if c.SegmentBytes == 0 {
 		c.SegmentBytes = 8 << 20
