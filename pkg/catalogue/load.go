@@ -155,10 +155,16 @@ func (p *parser) parse(data []byte) (*Family, int) {
 // tells it in no other way, and for some errors one line too early.
 var yamlLine = regexp.MustCompile(`^yaml: (?:line (\d+): )?`)
 
-func (p *parser) syntax(err error) {
-	line := 1
-	if m := yamlLine.FindStringSubmatch(err.Error()); m != nil && m[1] != "" {
-		line, _ = strconv.Atoi(m[1])
+// SyntaxFault takes a syntax error of the YAML package apart: the line, 1 if
+// it tells none, and what is wrong there.
+func SyntaxFault(err error) (line int, text string) {
+	if m := yamlLine.FindStringSubmatch(err.Error()); m != nil {
+		line, _ = strconv.Atoi(m[1]) // digits, or nothing
 	}
-	p.add(max(line, 1), "not valid YAML, here or on the next line: %s", yamlLine.ReplaceAllString(err.Error(), ""))
+	return max(line, 1), yamlLine.ReplaceAllString(err.Error(), "")
+}
+
+func (p *parser) syntax(err error) {
+	line, text := SyntaxFault(err)
+	p.add(line, "not valid YAML, here or on the next line: %s", text)
 }

@@ -57,24 +57,13 @@ func only(data []byte) (*yaml.Node, error) {
 	case errors.Is(err, io.EOF):
 		return nil, errors.New("1: the document is empty; {} leaves everything to the collector's own file")
 	case err != nil:
-		return nil, fmt.Errorf("%w", syntaxError(err))
+		line, text := catalogue.SyntaxFault(err)
+		return nil, fmt.Errorf("%d: not valid YAML or JSON: %s", line, text)
 	}
 	if err := decoder.Decode(&more); !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("%d: there must be one document", max(more.Line, 1))
 	}
 	return doc.Content[0], nil
-}
-
-// yamlLine finds the position in a syntax error of the YAML package, which
-// tells it in no other way.
-var yamlLine = regexp.MustCompile(`^yaml: (?:line (\d+): )?`)
-
-func syntaxError(err error) error {
-	line := 1
-	if m := yamlLine.FindStringSubmatch(err.Error()); m != nil && m[1] != "" {
-		line, _ = strconv.Atoi(m[1]) // digits
-	}
-	return fmt.Errorf("%d: not valid YAML or JSON: %s", max(line, 1), yamlLine.ReplaceAllString(err.Error(), ""))
 }
 
 // Parser reads policies from YAML nodes and gathers the faults. Anchors are
