@@ -32,6 +32,7 @@ import (
 	"pganalytics/pkg/httpserver"
 	"pganalytics/pkg/identity"
 	"pganalytics/pkg/identity/ca"
+	"pganalytics/pkg/internal/testlog"
 	"pganalytics/pkg/internal/testnats"
 )
 
@@ -59,7 +60,7 @@ type stack struct {
 	service     *authsvc.Service
 	users       *httpserver.Server
 	collectors  *httpserver.Server
-	logs        *logBuffer
+	logs        *testlog.Buffer
 	once        sync.Once
 	one         *http.Client
 }
@@ -77,24 +78,6 @@ type following struct {
 
 func (f following) Confirm(time.Time) { f.Snapshot.Confirm(f.clock.now()) }
 
-// logBuffer collects the log, to search it for secrets.
-type logBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.String()
-}
-
 func newStack(t *testing.T, databaseURL string) *stack {
 	t.Helper()
 	return newStackAt(t, databaseURL, 0)
@@ -111,7 +94,7 @@ func newStackAt(t *testing.T, databaseURL string, offset time.Duration) *stack {
 // newGround makes what authsvc stands on.
 func newGround(t *testing.T, databaseURL string, offset time.Duration) *stack {
 	t.Helper()
-	s := &stack{t: t, clock: &clock{}, databaseURL: databaseURL, nats: testnats.Start(t), logs: &logBuffer{},
+	s := &stack{t: t, clock: &clock{}, databaseURL: databaseURL, nats: testnats.Start(t), logs: &testlog.Buffer{},
 		dir: filepath.Join(t.TempDir(), "identity")}
 	s.clock.advance(offset)
 	var err error

@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"sync"
 	"testing"
 	"time"
 
@@ -25,6 +24,7 @@ import (
 	"pganalytics/pkg/collector/uplink"
 	"pganalytics/pkg/daemon"
 	"pganalytics/pkg/internal/testdb"
+	"pganalytics/pkg/internal/testlog"
 	"pganalytics/pkg/policy"
 )
 
@@ -39,7 +39,7 @@ type line struct {
 
 	collector *Collector
 	registry  *prometheus.Registry
-	log       lockedBuffer
+	log       testlog.Buffer
 	gone      float64 // rows read from servers whose metrics have ended
 	hangups   chan os.Signal
 	load      func() (Config, error) // what a reload reads
@@ -131,24 +131,6 @@ func (l *line) pushed(n int) []received {
 		batches = append(batches, received{b, report.Hostname})
 	}
 	return batches
-}
-
-// lockedBuffer keeps what is logged.
-type lockedBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
 }
 
 func requireNoGap(t *testing.T, batches []received) {

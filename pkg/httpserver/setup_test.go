@@ -1,7 +1,6 @@
 package httpserver_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -18,7 +17,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"sync"
 	"testing"
 	"time"
 
@@ -27,34 +25,17 @@ import (
 	"go.uber.org/goleak"
 
 	"pganalytics/pkg/httpserver"
+	"pganalytics/pkg/internal/testlog"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// syncBuffer is a log that may be read while it is written.
-type syncBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *syncBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *syncBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
-}
-
 // bundle is a running listener.
 type bundle struct {
 	*httpserver.Server
-	log     *syncBuffer
+	log     *testlog.Buffer
 	reg     *prometheus.Registry
 	stop    context.CancelFunc
 	stopped chan error // the result of the part's Run
@@ -67,7 +48,7 @@ func serve(t *testing.T, h http.Handler, tlsConfig *tls.Config, change func(*htt
 	if change != nil {
 		change(&cfg)
 	}
-	b := &bundle{log: &syncBuffer{}, reg: prometheus.NewRegistry(), stopped: make(chan error, 1)}
+	b := &bundle{log: &testlog.Buffer{}, reg: prometheus.NewRegistry(), stopped: make(chan error, 1)}
 	log := slog.New(slog.NewJSONHandler(b.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	var err error
 	b.Server, err = httpserver.Listen(cfg, tlsConfig, log, httpserver.NewMetrics(b.reg))

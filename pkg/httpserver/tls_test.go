@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"pganalytics/pkg/httpserver"
+	"pganalytics/pkg/internal/testlog"
 )
 
 var hello = httpserver.Handle(func(w http.ResponseWriter, _ *http.Request) error {
@@ -131,7 +132,7 @@ func TestServerCertificateIsReloadedAndABrokenOneIsNot(t *testing.T) {
 	t.Parallel()
 	ca := newAuthority(t, "ca")
 	certFile, keyFile := ca.files(t, "first")
-	log := &syncBuffer{}
+	log := &testlog.Buffer{}
 	cert, err := httpserver.LoadCertificate(certFile, keyFile, slog.New(slog.NewTextHandler(log, nil)))
 	require.NoError(t, err)
 	b := serve(t, hello, httpserver.UserTLS(cert), nil)

@@ -1,11 +1,9 @@
 package pgread
 
 import (
-	"bytes"
 	"context"
 	"log/slog"
 	"strings"
-	"sync"
 	"testing"
 	"testing/fstest"
 	"time"
@@ -20,6 +18,7 @@ import (
 	"pganalytics/pkg/batch"
 	"pganalytics/pkg/catalogue"
 	"pganalytics/pkg/internal/testdb"
+	"pganalytics/pkg/internal/testlog"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -93,27 +92,16 @@ type running struct {
 	t       *testing.T
 	metrics *Metrics
 	out     chan []batch.Section
-	mu      sync.Mutex
-	logged  bytes.Buffer
+	logged  testlog.Buffer
 }
 
-func (r *running) Write(p []byte) (int, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.logged.Write(p)
-}
-
-func (r *running) log() string {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.logged.String()
-}
+func (r *running) log() string { return r.logged.String() }
 
 func start(t *testing.T, cfg Config, cat *catalogue.Catalogue) *running {
 	t.Helper()
 	cfg.CollectorID = collectorID
 	r := &running{t: t, metrics: NewMetrics(prometheus.NewRegistry()), out: make(chan []batch.Section)}
-	s, err := NewServer(cfg, cat, slog.New(slog.NewTextHandler(r, nil)), r.metrics, r.out)
+	s, err := NewServer(cfg, cat, slog.New(slog.NewTextHandler(&r.logged, nil)), r.metrics, r.out)
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})

@@ -188,7 +188,7 @@ func TestLateRowsAgainstTheirRetentionAreStoredOrExpireAndNothingElse(t *testing
 	last(10 * time.Second)
 	f.stop()
 	v := s.verify()
-	logs := pair[0].log.text() + pair[1].log.text()
+	logs := pair[0].log.String() + pair[1].log.String()
 	drops, met := strings.Count(logs, "dropped what outlived its retention"), strings.Count(logs, `"msg":"load"`)
 	t.Logf("%d rounds dropped chunks, %d loads met one", drops, met)
 	require.Greater(t, drops, 10, "too few drops to mean anything")

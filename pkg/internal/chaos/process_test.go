@@ -2,22 +2,20 @@ package chaos
 
 import (
 	"bufio"
-	"bytes"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
+	"pganalytics/pkg/internal/testlog"
 	"pganalytics/pkg/service"
 )
 
@@ -25,7 +23,7 @@ import (
 type process struct {
 	t         *testing.T
 	cmd       *exec.Cmd
-	log       *log
+	log       *testlog.Buffer
 	running   bool
 	endpoints string // file
 	admin     string // URL, once it is ready
@@ -67,7 +65,7 @@ func quick(catalogue string) []string {
 // run starts a program. It is killed when the test ends.
 func run(t *testing.T, db, program string, args ...string) *process {
 	t.Helper()
-	p := &process{t: t, log: &log{}, running: true, endpoints: filepath.Join(t.TempDir(), "endpoints")}
+	p := &process{t: t, log: &testlog.Buffer{}, running: true, endpoints: filepath.Join(t.TempDir(), "endpoints")}
 	p.cmd = exec.Command(filepath.Join(programs, program), append(args, "--admin-listen", "127.0.0.1:0", "--endpoints-file", p.endpoints)...)
 	p.cmd.Stderr = p.log
 	p.cmd.Env = append(os.Environ(), "PGANALYTICS_DATABASE_URL="+db)
@@ -78,7 +76,7 @@ func run(t *testing.T, db, program string, args ...string) *process {
 			p.kill()
 		}
 		if t.Failed() {
-			t.Logf("%s, process %d:\n%s", program, p.cmd.Process.Pid, p.log.tail(30))
+			t.Logf("%s, process %d:\n%s", program, p.cmd.Process.Pid, p.log.Tail(30))
 		}
 	})
 	return p
@@ -114,7 +112,7 @@ func (p *process) stop() {
 	p.t.Helper()
 	p.signal(syscall.SIGTERM)
 	p.running = false
-	require.NoError(p.t, p.cmd.Wait(), p.log.tail(20))
+	require.NoError(p.t, p.cmd.Wait(), p.log.Tail(20))
 }
 
 func (s *site) stopIngesters() {
@@ -144,29 +142,4 @@ func (p *process) value(name string) float64 {
 	}
 	require.True(p.t, found, name)
 	return sum
-}
-
-// log keeps what a process writes.
-type log struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-var _ io.Writer = (*log)(nil)
-
-func (l *log) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(p)
-}
-
-func (l *log) text() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.String()
-}
-
-func (l *log) tail(lines int) string {
-	all := strings.Split(strings.TrimSpace(l.text()), "\n")
-	return strings.Join(all[max(0, len(all)-lines):], "\n")
 }

@@ -7,16 +7,18 @@ import (
 	"syscall"
 	"testing"
 
+	"pganalytics/pkg/internal/testlog"
+
 	"github.com/stretchr/testify/require"
 )
 
 // replay starts pganalytics replay, which ends by itself.
-func (s *site) replay(flags ...string) (*exec.Cmd, *log) {
+func (s *site) replay(flags ...string) (*exec.Cmd, *testlog.Buffer) {
 	s.t.Helper()
 	cmd := exec.Command(filepath.Join(programs, "pganalytics"), append([]string{
 		"replay", "--nats-url", s.natsURL, "--catalogue-dir", s.catalogue, "--yes", "--timeout", "1m",
 	}, flags...)...)
-	out := &log{}
+	out := &testlog.Buffer{}
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.Env = append(os.Environ(), "PGANALYTICS_DATABASE_URL="+s.db)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -45,14 +47,14 @@ func TestAReplayThatIsKilledGoesOnWhereItWas(t *testing.T) {
 		s.eventually("it has begun", s.replaying)
 		s.eventually("it gets on", func() bool { return s.batches() >= before+50 })
 		require.NoError(t, cmd.Process.Kill())
-		require.Error(t, cmd.Wait(), out.text())
+		require.Error(t, cmd.Wait(), out.String())
 		flags = []string{"--resume"}
 	}
 	require.True(t, s.held())
 	cmd, out := s.replay("--resume")
-	require.NoError(t, cmd.Wait(), out.text())
-	require.False(t, s.held(), out.text())
+	require.NoError(t, cmd.Wait(), out.String())
+	require.False(t, s.held(), out.String())
 	f.stop()
 	s.verify()
-	require.Contains(t, out.text(), "filled")
+	require.Contains(t, out.String(), "filled")
 }

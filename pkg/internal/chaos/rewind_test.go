@@ -78,7 +78,7 @@ func TestAStaleStandbyThatTakesOverIsNoticedAndFilledByItself(t *testing.T) {
 	s.settled()
 	s.filled()
 	s.verify()
-	require.Contains(t, pair[1].log.text(), "database lacks what was committed")
+	require.Contains(t, pair[1].log.String(), "database lacks what was committed")
 }
 
 // Nobody who remembers is left when the older copy takes over.
@@ -98,7 +98,7 @@ func TestAnOldBackupUnderNewIngestersIsNoticedAndFilledByItself(t *testing.T) {
 	lacks := s.batches()
 	second := s.ingest(ingesterConfig{})
 	s.eventually("new ones go on", func() bool { return s.batches() > lacks })
-	require.Contains(t, second.log.text(), "database is behind the stream")
+	require.Contains(t, second.log.String(), "database is behind the stream")
 	f.stop()
 	s.settled()
 	s.filled()

@@ -18,7 +18,7 @@ func TestACommitThatIsLostOnItsWayThereOrBackIsStoredOnce(t *testing.T) {
 	s.eventually("COMMITs and answers are lost", func() bool { return wire.commitsLost() == 2*lost })
 	f.stop()
 	s.verify()
-	require.Contains(t, in.log.text(), "commit:")
+	require.Contains(t, in.log.String(), "commit:")
 }
 
 func TestAWireToTheStreamThatIsCutForLongerThanAckWaitLosesNothing(t *testing.T) {

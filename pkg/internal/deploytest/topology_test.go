@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -23,6 +22,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"pganalytics/pkg/internal/testdb"
+	"pganalytics/pkg/internal/testlog"
 )
 
 // The compose file's own commands, variables and files, in its own order, as
@@ -68,7 +68,7 @@ type stack struct {
 
 type process struct {
 	cmd *exec.Cmd
-	log *lockedBuffer
+	log *testlog.Buffer
 }
 
 func newStack(t *testing.T, dir string) *stack {
@@ -86,7 +86,7 @@ func newStack(t *testing.T, dir string) *stack {
 			_ = p.cmd.Process.Kill()
 			_ = p.cmd.Wait()
 			if t.Failed() {
-				t.Logf("%s:\n%s", name, p.log)
+				t.Logf("%s:\n%s", name, p.log.Tail(40))
 			}
 		}
 	})
@@ -181,7 +181,7 @@ func (s *stack) run(name string, args ...string) string {
 	require.NoError(s.t, p.cmd.Start())
 	timer := time.AfterFunc(2*time.Minute, func() { _ = p.cmd.Process.Kill() })
 	defer timer.Stop()
-	require.NoError(s.t, p.cmd.Wait(), "%s: %s%s", name, &out, p.log)
+	require.NoError(s.t, p.cmd.Wait(), "%s: %s%s", name, &out, p.log.Tail(40))
 	return out.String()
 }
 
@@ -197,7 +197,7 @@ func (s *stack) stop(name string) {
 	s.t.Helper()
 	p := s.services[name]
 	require.NoError(s.t, p.cmd.Process.Signal(syscall.SIGTERM))
-	require.NoError(s.t, p.cmd.Wait(), "%s: %s", name, p.log)
+	require.NoError(s.t, p.cmd.Wait(), "%s: %s", name, p.log.Tail(40))
 	delete(s.services, name)
 }
 
@@ -213,7 +213,7 @@ func (s *stack) process(name string, args ...string) *process {
 		program, err = exec.LookPath(argv[0])
 		require.NoError(s.t, err)
 	}
-	p := &process{cmd: exec.Command(program, argv[1:]...), log: &lockedBuffer{}}
+	p := &process{cmd: exec.Command(program, argv[1:]...), log: &testlog.Buffer{}}
 	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
 	p.cmd.Env = []string{"PATH=" + programs + ":" + os.Getenv("PATH"), "TMPDIR=" + s.t.TempDir()}
 	for key, value := range s.host.environment(name) {
@@ -264,24 +264,4 @@ func (s *stack) identity() string {
 func (s *stack) eventually(what string, ok func() bool) {
 	s.t.Helper()
 	require.Eventually(s.t, ok, 90*time.Second, 100*time.Millisecond, what)
-}
-
-// lockedBuffer keeps what a process writes.
-type lockedBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-// String returns the end of it.
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	lines := strings.Split(strings.TrimSpace(b.buf.String()), "\n")
-	return strings.Join(lines[max(0, len(lines)-40):], "\n")
 }

@@ -23,6 +23,7 @@ import (
 
 	"pganalytics/pkg/collector/uplink"
 	"pganalytics/pkg/internal/testdb"
+	"pganalytics/pkg/internal/testlog"
 )
 
 // loggedIn is an operator who is the first admin.
@@ -186,7 +187,7 @@ func TestEnrolACollectorOfTheReadmeWorksAsItStands(t *testing.T) {
 	paste(commands[0])
 	run := shell("exec " + commands[1])
 	run.Env = append(run.Env, "PGANALYTICS_ADMIN_LISTEN=127.0.0.1:0")
-	log := &lockedBuffer{}
+	log := &testlog.Buffer{}
 	run.Stdout, run.Stderr = log, log
 	require.NoError(t, run.Start())
 	t.Cleanup(func() {
@@ -273,7 +274,7 @@ func TestAuthoritiesAndSigningKeyAreReplacedWithoutAFailedRequest(t *testing.T) 
 
 	step := func(args ...string) {
 		t.Helper()
-		readings := func() int { return strings.Count(s.serve.log.tail(1<<20), `"files read again"`) }
+		readings := func() int { return strings.Count(s.serve.log.Tail(1<<20), `"files read again"`) }
 		before := readings()
 		s.command("pganalytics", append(append([]string{"ca"}, args...), "--data-dir", s.data())...)
 		s.eventually("serve has read the files again", func() bool { return readings() > before })

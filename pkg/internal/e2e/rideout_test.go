@@ -271,7 +271,7 @@ queries:
 // slowAndFaultyFamiliesStoppedNothing looks whether they did run and fail.
 func (r *ride) slowAndFaultyFamiliesStoppedNothing() {
 	r.t.Helper()
-	log := r.collector.log.tail(1 << 20)
+	log := r.collector.log.Tail(1 << 20)
 	for _, failure := range []string{
 		`"family":"own_slow_instance".*57014`, `"family":"own_slow_database".*57014`,
 		`"family":"own_faulty_instance".*42P01`, `"family":"own_faulty_database".*42P01`,

@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -22,6 +21,7 @@ import (
 	"pganalytics/pkg/collector/spool"
 	"pganalytics/pkg/collector/uplink"
 	"pganalytics/pkg/internal/testdb"
+	"pganalytics/pkg/internal/testlog"
 	"pganalytics/pkg/internal/testnats"
 	"pganalytics/pkg/internal/testnet"
 	"pganalytics/pkg/internal/testprograms"
@@ -54,7 +54,7 @@ type system struct {
 
 type process struct {
 	cmd *exec.Cmd
-	log *lockedBuffer
+	log *testlog.Buffer
 }
 
 // start makes a system whose parts do not run yet, but for the database.
@@ -74,7 +74,7 @@ func newSystem(t *testing.T, databaseURL string, flags ...string) *system {
 		if t.Failed() {
 			for _, p := range []*process{s.serve, s.collector} {
 				if p != nil {
-					t.Logf("%s:\n%s", p.cmd.Args[0], p.log.tail(60))
+					t.Logf("%s:\n%s", p.cmd.Args[0], p.log.Tail(60))
 				}
 			}
 		}
@@ -87,7 +87,7 @@ func (s *system) state() string { return filepath.Join(s.dir, "state") }
 
 func (s *system) run(program string, args ...string) *process {
 	s.t.Helper()
-	p := &process{cmd: exec.Command(filepath.Join(programs, program), args...), log: &lockedBuffer{}}
+	p := &process{cmd: exec.Command(filepath.Join(programs, program), args...), log: &testlog.Buffer{}}
 	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
 	p.cmd.Env = append(os.Environ(), "PGANALYTICS_DATABASE_URL="+s.db, "WATCHED="+s.db)
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -169,7 +169,7 @@ func (p *process) kill(t *testing.T) {
 func (p *process) stop(t *testing.T) {
 	t.Helper()
 	require.NoError(t, p.cmd.Process.Signal(syscall.SIGTERM))
-	require.NoError(t, p.cmd.Wait(), p.log.tail(20))
+	require.NoError(t, p.cmd.Wait(), p.log.Tail(20))
 }
 
 func (s *system) eventually(what string, ok func() bool) {
@@ -225,23 +225,4 @@ func (s *system) everythingStoredOnce() {
 select sequence - lag(sequence) over (partition by epoch order by sequence) as step from ingest.batch) x where step <> 1`),
 		"a number of the collector is missing")
 	require.Contains(s.t, string(s.command("pganalytics", "stream", "status", "--data-dir", s.data(), "--output", "json")), `"dead_letters":0`)
-}
-
-// lockedBuffer keeps what a process writes.
-type lockedBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *lockedBuffer) tail(lines int) string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	all := bytes.Split(bytes.TrimSpace(b.buf.Bytes()), []byte("\n"))
-	return string(bytes.Join(all[max(0, len(all)-lines):], []byte("\n")))
 }
