@@ -122,12 +122,16 @@ var errUnpublished = errors.New("not published, which authsvc makes up for withi
 // published returns the newest version that gateways may know for a document:
 // the database may be from a backup.
 func (c *Configs) published(ctx context.Context, id uuid.UUID) (int64, error) {
-	own, err := pulled.Published(ctx, c.bucket, id)
-	if err != nil {
-		return 0, err
-	}
-	fleet, err := pulled.Published(ctx, c.bucket, uuid.Nil)
+	own, fleet, err := c.records(ctx, id)
 	return max(own.Version, fleet.Version), err
+}
+
+// records returns what the bucket has of a document and of the default.
+func (c *Configs) records(ctx context.Context, id uuid.UUID) (own, fleet pulled.Record, err error) {
+	if own, err = pulled.Published(ctx, c.bucket, id); err == nil {
+		fleet, err = pulled.Published(ctx, c.bucket, uuid.Nil)
+	}
+	return own, fleet, err
 }
 
 // ConfigView is what there is for a collector, or the default.
@@ -154,11 +158,7 @@ func (c *Configs) Get(ctx context.Context, target ConfigTarget, number int64) (C
 		return view, err
 	}
 	view.Version = v
-	own, err := pulled.Published(ctx, c.bucket, target.ID)
-	if err != nil {
-		return view, err
-	}
-	fleet, err := pulled.Published(ctx, c.bucket, uuid.Nil)
+	own, fleet, err := c.records(ctx, target.ID)
 	if err != nil {
 		return view, err
 	}

@@ -204,11 +204,7 @@ func (p *Pusher) settled(ctx, work context.Context, err error) {
 // so that the spool gets its last chance.
 func (p *Pusher) hold(ctx, work context.Context, v verdict) {
 	pause := p.cfg.backoff(p.failures, v.retryAfter)
-	level := slog.LevelDebug
-	todo := ""
-	if v.status != 0 {
-		todo = advise(v.status, v.code)
-	}
+	level, todo := slog.LevelDebug, advise(v.status, v.code)
 	if p.last.result != v.result || p.last.code != v.code {
 		level = slog.LevelWarn
 		if todo != "" {

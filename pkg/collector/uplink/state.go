@@ -46,10 +46,7 @@ func (p *Pusher) held(v verdict, next time.Time) {
 func (t *Trouble) after(v verdict, next time.Time) *Trouble {
 	now := Trouble{
 		Result: string(v.result), Status: v.status, Code: v.code, Error: v.err.Error(),
-		Since: time.Now().UTC(), Failures: 1, NextTry: next.UTC(),
-	}
-	if v.status != 0 {
-		now.Do = advise(v.status, v.code)
+		Do: advise(v.status, v.code), Since: time.Now().UTC(), Failures: 1, NextTry: next.UTC(),
 	}
 	if t != nil {
 		now.Since, now.Failures = t.Since, t.Failures+1
