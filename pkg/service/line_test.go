@@ -216,10 +216,15 @@ func (l *line) eventually(what string, ok func() bool) {
 	require.Eventually(l.t, ok, 30*time.Second, 25*time.Millisecond, what)
 }
 
-func (l *line) letters() []batch.Letter {
+// letters waits until they can be read: a cluster whose server was killed may
+// still be choosing who answers for them.
+func (l *line) letters() (letters []batch.Letter) {
 	l.t.Helper()
-	letters, err := l.bus.DeadLetters().List(context.Background(), 1000)
-	require.NoError(l.t, err)
+	l.eventually("the dead letters are read", func() (ok bool) {
+		var err error
+		letters, err = l.bus.DeadLetters().List(context.Background(), 1000)
+		return err == nil
+	})
 	return letters
 }
 
